@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -21,7 +20,6 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/controller/events"
-	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -227,40 +225,6 @@ func (r *ConditionWriter) forgetService(key client.ObjectKey) {
 	for _, m := range []*faultMemory{r.unannouncedFaults, r.faultsDespiteAnnouncement, r.missingAddressFaults, r.refusedRequestFaults, r.delayedTextChanges} {
 		m.forgetFault(key)
 	}
-}
-
-// PredictUnannouncedCondition returns the condition of a Service that is about to get its first
-// addresses, if it is certain that no speaker will announce them. It is written together with the
-// addresses, so that a Service that waits for an advertisement or for Pods costs one write instead
-// of two. A wrong forecast is corrected like any other change.
-func (r *ConditionWriter) PredictUnannouncedCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
-	var none metav1.Condition
-	// A change may bring the advertisement: it may have been applied together with the Service.
-	if r.ConfigurationReader.HasUnreadChange() {
-		return none, false
-	}
-	config, _ := r.ConfigurationReader.LatestConfiguration()
-	if config == nil || meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
-		return none, false
-	}
-	v := view.FromService(s)
-	v.AssignedAddresses = assigned
-	endpoints, reports, err := r.announcementStateReader.readEndpointsAndReports(ctx, config, &v)
-	if err != nil || len(reports.summarizeAnnouncement(assigned).announcedAddresses) > 0 {
-		return none, false
-	}
-	svc := advertise.ServiceFromView(&v)
-	why := advertise.ExplainUnannouncedService(config.Snapshot, &svc, config.Nodes)
-	if !why.IsSet() && !endpoints.AnyServing {
-		why = explainNoEndpoints()
-	}
-	// The pool may be newer than the snapshot.
-	if !why.IsSet() || why.Reason == names.ReasonAddressOutsidePools {
-		return none, false
-	}
-	return metav1.Condition{
-		Type: names.ConditionAnnounced, Status: metav1.ConditionFalse, Reason: string(why.Reason), Message: why.Text, ObservedGeneration: s.Generation,
-	}, true
 }
 
 // eventKindForUnannounced returns the type of the event, given the condition before. A Service that

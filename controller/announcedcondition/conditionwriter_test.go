@@ -370,37 +370,6 @@ func TestForeignHostWarningsAreRepeated(t *testing.T) {
 	}
 }
 
-// TestServiceUnannouncedFromTheStartGetsWarning checks a condition that was written together with
-// the address.
-func TestServiceUnannouncedFromTheStartGetsWarning(t *testing.T) {
-	h := newConditionWriterHarness(t)
-	if err := h.api.DeleteAllOf(t.Context(), &discoveryv1.EndpointSlice{}, client.InNamespace("default")); err != nil {
-		t.Fatal(err)
-	}
-	var s corev1.Service
-	if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"}, &s); err != nil {
-		t.Fatal(err)
-	}
-	c, certain := h.writer.PredictUnannouncedCondition(t.Context(), &s, []netip.Addr{netip.MustParseAddr("192.0.2.1")})
-	if !certain {
-		t.Fatal("the forecast is not certain")
-	}
-	c.LastTransitionTime = metav1.NewTime(h.now)
-	s.Status.Conditions = []metav1.Condition{c}
-	if err := h.api.Status().Update(t.Context(), &s); err != nil {
-		t.Fatal(err)
-	}
-	h.serviceWrites = 0
-	h.reconcileAndAdvanceTimeFor("web", 5*time.Second)
-	if n := h.countEvents("Normal announceFailed NoEndpoints: "); n != 1 || h.serviceWrites > 0 {
-		t.Errorf("%d events and %d writes, want 1 and none: %q", n, h.serviceWrites, h.sentEvents)
-	}
-	h.reconcileAndAdvanceTimeFor("web", time.Minute) // its Pods do not come
-	if n := h.countEvents("Warning announceFailed NoEndpoints: "); n != 1 || h.serviceWrites > 0 {
-		t.Errorf("%d Warnings and %d writes, want 1 and none: %q", n, h.serviceWrites, h.sentEvents)
-	}
-}
-
 // TestWarningEventsOfManyServicesArePaced has Services that were written together with
 // their condition, all at the same time. The Pods of most are there soon. The others get a Warning.
 func TestWarningEventsOfManyServicesArePaced(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/allocate"
@@ -72,7 +72,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 		r.startSharingCheck(&v)
 		return
 	}
-	r.carryOutDecision(ctx, s, &v, r.decideConsideringRetirement(&v))
+	r.carryOutDecision(s, &v, r.decideConsideringRetirement(&v))
 }
 
 // startGoneOrUnservedCheck asks the API server itself about a Service before its addresses are
@@ -163,7 +163,7 @@ func hasSharingConflict(l *allocate.Ledger, v *view.Service) bool {
 // carryOutDecision commits a Decision and starts its write. The Ledger comes first, so that no
 // other Service gets the addresses. The Service keeps its old addresses until the new ones are
 // written (make before break).
-func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) {
+func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d allocate.Decision) {
 	for _, text := range view.ExplainUnknownAnnotations(s) {
 		d.Text += "; " + text
 	}
@@ -201,8 +201,8 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		return
 	}
 	if len(d.Addresses) > 0 && r.PredictUnannouncedCondition != nil {
-		if c, sure := r.PredictUnannouncedCondition(ctx, s, d.Addresses); sure {
-			meta.SetStatusCondition(&w.serviceAfter.Status.Conditions, c)
+		w.predictUnannouncedCondition = func(ctx context.Context) (metav1.Condition, bool) {
+			return r.PredictUnannouncedCondition(ctx, s, d.Addresses)
 		}
 	}
 	if len(d.AddressesToProbe) == 0 {

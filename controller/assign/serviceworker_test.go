@@ -1,8 +1,10 @@
 package assign
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +13,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -56,6 +60,38 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 		}
 		if p := s.PoolByName("p").Status; p.AssignedIPv4 != n || p.AvailableIPv4 != 65536-n {
 			t.Errorf("the pool's status is %+v", p)
+		}
+	})
+}
+
+// TestPredictedConditionIsPartOfFirstWrite lets the prediction about one Service take a second. The
+// Service gets its address and the condition in one write, and no other Service waits for that.
+func TestPredictedConditionIsPartOfFirstWrite(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		predict := func(_ context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
+			if s.Name != "unsure" {
+				return metav1.Condition{}, false
+			}
+			time.Sleep(time.Second)
+			return metav1.Condition{Type: names.ConditionAnnounced, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoEndpoints), Message: assigned[0].String()}, true
+		}
+		c := startController(t, s, nil, ServiceWorkerOptions{PredictUnannouncedCondition: predict})
+		defer c.stopAndWait()
+		time.Sleep(time.Minute)
+		s.CreateService(newLoadBalancer("unsure"))
+		time.Sleep(100 * time.Millisecond)
+		s.CreateService(newLoadBalancer("other"))
+		time.Sleep(100 * time.Millisecond)
+		wantAddressAndReason(t, s, "other", "10.0.0.1", names.ReasonAssigned)
+		time.Sleep(time.Minute)
+		wantAddressAndReason(t, s, "unsure", "10.0.0.0", names.ReasonAssigned)
+		if c := meta.FindStatusCondition(s.ServiceByKey(serviceKey("unsure")).Status.Conditions, names.ConditionAnnounced); c == nil || c.Message != "10.0.0.0" {
+			t.Errorf("the predicted condition is %+v, want one about 10.0.0.0", c)
+		}
+		if n := s.CountWriteRequestsOfKind("service"); n != 2 {
+			t.Errorf("%d status writes for two Services", n)
 		}
 	})
 }

@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -215,6 +217,9 @@ type serviceStatusWriteTask struct {
 	serviceAfter  *corev1.Service
 	decision      allocate.Decision
 	poolToRecord  string
+	// predictUnannouncedCondition returns the condition that is written together with the first
+	// addresses, if it is certain. It is nil without one, and after the first attempt.
+	predictUnannouncedCondition func(context.Context) (metav1.Condition, bool)
 	// assignmentBefore is what the Service held before the Decision.
 	assignmentBefore allocate.Assignment
 	// ledgerBuildNumber is the epoch of the Ledger for which it was decided.
@@ -251,6 +256,7 @@ func (w *serviceStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) tas
 			return w.resultHandlerForChangedService(now, err)
 		}
 	}
+	w.addPredictedCondition(ctx)
 	now, err := api.PatchStatusAndAnnotations(ctx, w.serviceBefore, w.serviceAfter)
 	o := outcomeOfError(err)
 	switch {
@@ -260,6 +266,18 @@ func (w *serviceStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) tas
 		o = outcomeMaybeWritten
 	}
 	return w.newResultHandler(o, now, err)
+}
+
+// addPredictedCondition adds the predicted condition to what is written. It may wait for the
+// configuration, and so it runs on the goroutine of the task.
+func (w *serviceStatusWriteTask) addPredictedCondition(ctx context.Context) {
+	if w.predictUnannouncedCondition == nil {
+		return
+	}
+	if c, isCertain := w.predictUnannouncedCondition(ctx); isCertain {
+		meta.SetStatusCondition(&w.serviceAfter.Status.Conditions, c)
+	}
+	w.predictUnannouncedCondition = nil
 }
 
 // resultHandlerForChangedService is the result when the Service has changed: its current content

@@ -80,6 +80,8 @@ type Reader struct {
 
 	mu          sync.Mutex // guards all that follows
 	subscribers []*latest.Wake
+	// readingEnded is closed when the next reading has ended.
+	readingEnded chan struct{}
 }
 
 // changeCounter counts changes of objects.
@@ -96,7 +98,7 @@ func (c *changeCounter) hasUnreadChange() bool {
 
 // NewReader returns a Reader that has nothing published.
 func NewReader(o Options) *Reader {
-	r := &Reader{Options: o, changeWake: latest.NewWake(), immediateReadRequests: make(chan chan error)}
+	r := &Reader{Options: o, changeWake: latest.NewWake(), immediateReadRequests: make(chan chan error), readingEnded: make(chan struct{})}
 	r.NotifyAllocationObjectChanged() // nothing has been read yet
 	return r
 }
@@ -136,6 +138,29 @@ func (r *Reader) LatestConfiguration() (latest *Configuration, changeWaits bool)
 
 // HasUnreadChange reports whether any change waits to be read.
 func (r *Reader) HasUnreadChange() bool { return r.allChangesCounter.hasUnreadChange() }
+
+// AwaitUnreadChanges waits until the changes that came before the call are read, or until ctx ends.
+func (r *Reader) AwaitUnreadChanges(ctx context.Context) {
+	for changes := r.allChangesCounter.count.Load(); ; {
+		// The order matters: a reading that ends after this closes the channel.
+		readingEnded := r.nextReadingEnded()
+		if r.allChangesCounter.countAtLastReading.Load() >= changes {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-readingEnded:
+		}
+	}
+}
+
+// nextReadingEnded returns a channel that is closed when the next reading has ended.
+func (r *Reader) nextReadingEnded() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.readingEnded
+}
 
 // ReadNow reads the configuration, publishes and returns it. It works only while Start runs.
 func (r *Reader) ReadNow(ctx context.Context) (*Configuration, error) {
@@ -203,6 +228,8 @@ func (r *Reader) readAndPublish(ctx context.Context) error {
 	r.assignmentChangesCounter.countAtLastReading.Store(ofAssignment)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	close(r.readingEnded)
+	r.readingEnded = make(chan struct{})
 	for _, w := range r.subscribers {
 		w.Signal()
 	}

@@ -168,6 +168,38 @@ func TestAssignmentsAwaitOnlyAllocationObjectEdits(t *testing.T) {
 	})
 }
 
+// TestAwaitUnreadChangesWaitsForEarlierChangesOnly waits for an advertisement that came right after
+// a reading, while more advertisements come all the time.
+func TestAwaitUnreadChangesWaitsForEarlierChangesOnly(t *testing.T) {
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
+		begun := time.Now()
+		h.AwaitUnreadChanges(t.Context())
+		if waited := time.Since(begun); waited > 0 {
+			t.Errorf("it waited %s though nothing has changed", waited)
+		}
+		h.NotifyAnnouncementObjectChanged()
+		synctest.Wait()
+		before := h.countReads()
+		h.NotifyAnnouncementObjectChanged()
+		go func() {
+			for range 10 {
+				time.Sleep(EditCollectDelay / 2)
+				h.NotifyAnnouncementObjectChanged()
+			}
+		}()
+		h.AwaitUnreadChanges(t.Context())
+		if waited := time.Since(begun); waited > EditCollectDelay || h.countReads() == before {
+			t.Errorf("it waited %s, want at most %s, for %d readings", waited, EditCollectDelay, h.countReads()-before)
+		}
+		time.Sleep(time.Second)
+		h.setReadError(errors.New("broken"))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		h.NotifyAnnouncementObjectChanged()
+		h.AwaitUnreadChanges(ctx) // returns
+	})
+}
+
 // TestOnlySelectedNamespacesCauseReading creates, labels and deletes Namespaces. Those that no pool
 // selects cause no reading.
 func TestOnlySelectedNamespacesCauseReading(t *testing.T) {
