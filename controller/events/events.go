@@ -2,6 +2,8 @@
 package events
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,12 +18,17 @@ func NewRecorder(r events.EventRecorder) *Recorder { return &Recorder{r} }
 
 // RecordEvent creates an event; kind is Normal or Warning.
 func (r *Recorder) RecordEvent(s *corev1.Service, kind, reason, text string) {
-	r.recorder.Eventf(s, nil, kind, reason, actionForText(text), "%s", text)
+	r.recorder.Eventf(s, nil, kind, reason, distinctActionForText(text), "%s", text)
 }
 
-// actionForText distinguishes events of one reason about one Service: Kubernetes merges events
-// with the same action into one, with the text of the first. The action is the first word of the
-// text if a colon follows it.
+// distinctActionForText returns an action that no other text has. Kubernetes merges events that
+// differ only in their text into one, which keeps the text of the first for minutes.
+func distinctActionForText(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return actionForText(text) + "-" + hex.EncodeToString(sum[:4])
+}
+
+// actionForText returns the action of an event: the first word of the text if a colon follows it.
 func actionForText(text string) string {
 	if word, _, ok := strings.Cut(text, ": "); ok && !strings.Contains(word, " ") {
 		return word

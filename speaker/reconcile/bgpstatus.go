@@ -293,7 +293,7 @@ func (w *BGPStatusWriter) sendAnnouncedEvent(a status.BGPAnnouncement) {
 	if svc == nil {
 		return // the Service is gone
 	}
-	w.options.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
+	w.options.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce bgp",
 		"announcing from node %q with protocol %q", w.options.Self, "bgp")
 }
 

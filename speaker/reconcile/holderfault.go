@@ -28,7 +28,7 @@ func (w *StatusWriter) reportRequestedNodeFaults(s agent.Status) {
 		if svc == nil || w.reportedRequestedHolderFaults[v.Service] == v.RequestedHolderFault.Text {
 			continue
 		}
-		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventRequestedHolderUnavailable, "Announce",
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventRequestedHolderUnavailable, "Announce "+string(v.RequestedHolderFault.Reason),
 			"announcing from node %q instead of the requested one: %s", w.options.Self, v.RequestedHolderFault.Text)
 	}
 	w.reportedRequestedHolderFaults = reported

@@ -350,15 +350,17 @@ func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Even
 	if svc == nil {
 		return // the Service is gone
 	}
+	// The actions differ with the address and the reason, since the API shows only the first of
+	// similar events. They do not differ with the rest of the text: a foreign host that changes its
+	// Ethernet address in each frame causes no event each time.
 	switch n.Kind {
 	case elect.EventAddressTaken:
-		w.options.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, fmt.Sprintf("Announce %s %s", n.Address, n.Reason),
 			"announcing from node %q with protocol %q: %s", w.options.Self, protocolLayer2, n.Text)
-	// the action differs, since the API shows only the first of similar events
 	case elect.EventForeignHostAnswers:
-		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", names.ReasonForeignClaim, n.Text)
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind+" "+n.Address.String(), "%s: %s", names.ReasonForeignClaim, n.Text)
 	case elect.EventAnswerWithoutClaim:
-		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", names.ReasonStrayAnswer, n.Text)
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind+" "+n.Address.String(), "%s: %s", names.ReasonStrayAnswer, n.Text)
 	}
 }
 
