@@ -51,7 +51,11 @@ func (r *announcementStateReader) readReports(ctx context.Context, v *view.Servi
 	out := &speakerReports{}
 	for i := range l2.Items {
 		// without a node, the status is not written yet: it comes after the object
-		if node := l2.Items[i].Status.Node; node != "" && !r.readSpeakerStatus(ctx, node).WasFoundDead() {
+		switch node := l2.Items[i].Status.Node; {
+		case node == "":
+		case r.readSpeakerStatus(ctx, node).WasFoundDead():
+			out.deadLayer2Nodes++
+		default:
 			out.layer2Statuses = append(out.layer2Statuses, l2.Items[i])
 		}
 	}

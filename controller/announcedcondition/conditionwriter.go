@@ -45,7 +45,8 @@ type Options struct {
 // session. Its reason differs while a foreign host claims an address. It is Unknown while no
 // speaker runs that could tell. Otherwise it is False with the most telling reason. A Service is
 // written when the status or the Reason changes. A text that changes under one Reason is written
-// too, but only 5 of these in a second over all Services. Use NewConditionWriter to create it.
+// too, but only 5 texts about faults and 5 others in a second over all Services. Use
+// NewConditionWriter to create it.
 type ConditionWriter struct {
 	Options
 
@@ -55,9 +56,13 @@ type ConditionWriter struct {
 	// reach.
 	faultsDespiteAnnouncement *faultMemory
 	// missingAddressFaults are Services that get no address, refusedRequestFaults those that keep
-	// an address and do not get the one that they ask for. texts are Services whose text is to be
-	// written.
-	missingAddressFaults, refusedRequestFaults, delayedTextChanges *faultMemory
+	// an address and do not get the one that they ask for.
+	missingAddressFaults, refusedRequestFaults *faultMemory
+	// faultTextChanges and healthyTextChanges are Services whose text is to be written: the text of
+	// a fault, and that of a Service without one.
+	faultTextChanges, healthyTextChanges *faultMemory
+	// dueEvents are the events about Services whose condition has just been written.
+	dueEvents *dueEventMemory
 	// unannouncedEventLimiter bounds the events about new Services that are not announced yet.
 	unannouncedEventLimiter *rate.Limiter
 }
@@ -74,9 +79,12 @@ const (
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
 func NewConditionWriter(o Options) *ConditionWriter {
-	var pacer writeSlotPacer
+	// Reminders and texts have slots of their own, so that none of them delays another kind: the
+	// text of a fault does not wait behind thousands of texts about lost sessions.
+	var reminders, faultTexts, healthyTexts writeSlotPacer
 	return &ConditionWriter{
-		Options: o, unannouncedFaults: newFaultMemory(&pacer), faultsDespiteAnnouncement: newFaultMemory(&pacer), missingAddressFaults: newFaultMemory(&pacer), refusedRequestFaults: newFaultMemory(&pacer), delayedTextChanges: newFaultMemory(&pacer),
+		Options: o, unannouncedFaults: newFaultMemory(&reminders), faultsDespiteAnnouncement: newFaultMemory(&reminders), missingAddressFaults: newFaultMemory(&reminders), refusedRequestFaults: newFaultMemory(&reminders),
+		faultTextChanges: newFaultMemory(&faultTexts), healthyTextChanges: newFaultMemory(&healthyTexts), dueEvents: newDueEventMemory(),
 		unannouncedEventLimiter: rate.NewLimiter(unannouncedEventsPerSecond, unannouncedEventBurst),
 		announcementStateReader: announcementStateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds, readAllSpeakersAbsence: func(ctx context.Context) allSpeakersAbsence {
 			return readAllSpeakersAbsence(ctx, o.Client, o.Scope.Namespace, o.Now())
@@ -91,22 +99,32 @@ func (r *ConditionWriter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 		r.forgetService(req.NamespacedName)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
-	v := view.FromService(&s)
+	var events ctrl.Result
+	if send := r.dueEvents.takeEvents(req.NamespacedName); send != nil {
+		events = send(ctx)
+	}
+	result, err := r.reconcileService(ctx, &s)
+	return limitRequeueDelay(result, events.RequeueAfter), err
+}
+
+// reconcileService brings the conditions of a Service in line with what is known.
+func (r *ConditionWriter) reconcileService(ctx context.Context, s *corev1.Service) (ctrl.Result, error) {
+	key, v := client.ObjectKeyFromObject(s), view.FromService(s)
 	if !v.IsLoadBalancer || v.LoadBalancerClass != r.LoadBalancerClass {
-		r.forgetService(req.NamespacedName)
+		r.forgetService(key)
 		return ctrl.Result{}, nil // the worker removes the condition together with the addresses
 	}
 	if len(v.AssignedAddresses) == 0 {
-		r.unannouncedFaults.forgetFault(req.NamespacedName)
-		r.refusedRequestFaults.forgetFault(req.NamespacedName)
-		return r.remindOfMissingAddress(ctx, &s), nil
+		r.unannouncedFaults.forgetFault(key)
+		r.refusedRequestFaults.forgetFault(key)
+		return r.remindOfMissingAddress(ctx, s), nil
 	}
-	r.missingAddressFaults.forgetFault(req.NamespacedName)
-	result, err := r.reconcileAnnouncement(ctx, &s, &v)
+	r.missingAddressFaults.forgetFault(key)
+	result, err := r.reconcileAnnouncement(ctx, s, &v)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return limitRequeueDelay(result, r.remindOfRefusedRequest(ctx, &s)), nil
+	return limitRequeueDelay(result, r.remindOfRefusedRequest(ctx, s)), nil
 }
 
 // reconcileAnnouncement brings the condition of a Service with addresses in line with what is
@@ -136,7 +154,7 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(reason), text
 		if recovers {
 			// the text about the sessions follows
-			r.delayedTextChanges.recordWarning(key, r.Now())
+			r.healthyTextChanges.recordWarning(key, r.Now())
 			result, err := r.writeAnnouncedCondition(ctx, s, c)
 			return limitRequeueDelay(result, minTextChangeInterval), err
 		}
@@ -144,12 +162,16 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 		return limitRequeueDelay(result, silence.lookAgainDelay), err
 	}
 	since := r.unannouncedFaults.recordFault(key, r.Now())
-	if wait := missingReportTimeout - r.Now().Sub(since); wait > 0 {
+	wait := missingReportTimeout - r.Now().Sub(since)
+	if mayBeOver := meta.IsStatusConditionTrue(s.Status.Conditions, c.Type) && reports.areOnlyDeadSpeakersConcerned(); wait > 0 && !mayBeOver {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
-	why, err := r.announcementStateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
+	why, isByEveryNode, err := r.announcementStateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
 	if err != nil {
 		return ctrl.Result{}, err
+	}
+	if wait > 0 && !isByEveryNode { // another node may be about to take over from the dead one
+		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(why.Reason), describeUnannouncedAddresses(&found, why)
 	again, err := r.writeAnnouncedCondition(ctx, s, c)
@@ -222,9 +244,10 @@ func isRequestRefused(reason names.Reason) bool {
 
 // forgetService removes a Service that is not served any more.
 func (r *ConditionWriter) forgetService(key client.ObjectKey) {
-	for _, m := range []*faultMemory{r.unannouncedFaults, r.faultsDespiteAnnouncement, r.missingAddressFaults, r.refusedRequestFaults, r.delayedTextChanges} {
+	for _, m := range []*faultMemory{r.unannouncedFaults, r.faultsDespiteAnnouncement, r.missingAddressFaults, r.refusedRequestFaults, r.faultTextChanges, r.healthyTextChanges} {
 		m.forgetFault(key)
 	}
+	r.dueEvents.takeEvents(key)
 }
 
 // eventKindForUnannounced returns the type of the event, given the condition before. A Service that
@@ -243,15 +266,21 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	key, now := client.ObjectKeyFromObject(s), r.Now()
 	before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	sameWord := before != nil && before.Status == c.Status && before.Reason == c.Reason
+	texts, otherTexts := r.faultTextChanges, r.healthyTextChanges
+	if c.Reason == string(names.ReasonAnnounced) {
+		texts, otherTexts = otherTexts, texts
+	}
+	otherTexts.cancelTextChange(key)
 	if sameWord && before.Message != c.Message {
-		if wait := r.delayedTextChanges.delayOrRecordTextChange(key, now); wait > 0 {
+		if wait := texts.delayOrRecordTextChange(key, now); wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
 	} else {
-		r.delayedTextChanges.cancelTextChange(key)
+		texts.cancelTextChange(key)
 	}
 	after := s.DeepCopy()
-	if meta.SetStatusCondition(&after.Status.Conditions, c) {
+	isChanged := meta.SetStatusCondition(&after.Status.Conditions, c)
+	if isChanged {
 		base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
 		err := r.Client.Status().Patch(ctx, after, base)
 		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
@@ -264,13 +293,27 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	written := meta.FindStatusCondition(after.Status.Conditions, c.Type)
 	if c.Status == metav1.ConditionTrue {
 		r.unannouncedFaults.forgetFault(key)
+	} else {
+		r.faultsDespiteAnnouncement.forgetFault(key)
+	}
+	if !isChanged {
+		return r.sendEventsOfCondition(ctx, s, before, written), nil
+	}
+	// The conditions of other Services that wait come first.
+	r.dueEvents.addEvents(key, func(ctx context.Context) ctrl.Result { return r.sendEventsOfCondition(ctx, s, before, written) })
+	return ctrl.Result{RequeueAfter: dueEventDelay}, nil
+}
+
+// sendEventsOfCondition sends the events about a condition that is written, given the condition
+// before. It returns when to look again.
+func (r *ConditionWriter) sendEventsOfCondition(ctx context.Context, s *corev1.Service, before, written *metav1.Condition) ctrl.Result {
+	if written.Status == metav1.ConditionTrue {
 		if before != nil && before.Status != metav1.ConditionTrue {
 			r.sendRecoveryEvent(ctx, s, before, written)
 		}
-		return r.warnOrRemindDespiteAnnouncement(ctx, s, before, written), nil
+		return r.warnOrRemindDespiteAnnouncement(ctx, s, before, written)
 	}
-	r.faultsDespiteAnnouncement.forgetFault(key)
-	return r.warnOrRemindOfUnannounced(ctx, s, before, written), nil
+	return r.warnOrRemindOfUnannounced(ctx, s, before, written)
 }
 
 // limitRequeueDelay makes the result look at the Service again after d or earlier. A d of 0 changes

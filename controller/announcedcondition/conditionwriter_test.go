@@ -41,6 +41,8 @@ type conditionWriterHarness struct {
 	sentEvents    []string
 	// areEventsRefused says that the API server takes no events.
 	areEventsRefused bool
+	// beforeServiceWrite is called before each write of a Service; it may be nil.
+	beforeServiceWrite func()
 }
 
 func newConditionWriterHarness(t *testing.T) *conditionWriterHarness {
@@ -53,7 +55,9 @@ func newConditionWriterHarness(t *testing.T) *conditionWriterHarness {
 	b := fake.NewClientBuilder().WithScheme(scheme).
 		WithStatusSubresource(&corev1.Service{}, &v1alpha1.SpeakerStatus{}, &v1alpha1.BGPSession{}, &v1beta1.ServiceBGPStatus{}, &v1beta1.ServiceL2Status{}).
 		WithInterceptorFuncs(interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
-			if _, ok := o.(*corev1.Service); ok {
+			if _, ok := o.(*corev1.Service); ok && h.beforeServiceWrite != nil {
+				h.beforeServiceWrite()
+			} else if ok {
 				h.serviceWrites++
 			}
 			return c.SubResource(sub).Patch(ctx, o, p, opts...)

@@ -32,9 +32,10 @@ func (r *announcementStateReader) readEndpointsAndReports(ctx context.Context, c
 	return &endpoints, reports, err
 }
 
-// explainUnannounced says why nobody announces the addresses of v that are missing. endpoints and
-// reports are those of the whole Service.
-func (r *announcementStateReader) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, found *announcementSummary, endpoints *view.Endpoints, reports *speakerReports) (names.Explanation, error) {
+// explainUnannounced says why nobody announces the addresses of v that are missing. isByEveryNode
+// means that each node has a fault that keeps it from announcing them. endpoints and reports are
+// those of the whole Service.
+func (r *announcementStateReader) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, found *announcementSummary, endpoints *view.Endpoints, reports *speakerReports) (why names.Explanation, isByEveryNode bool, err error) {
 	sessions := reports.sessions
 	if len(found.announcedAddresses) > 0 {
 		// A session may carry another address: its fault is that of the missing ones alone.
@@ -44,13 +45,13 @@ func (r *announcementStateReader) explainUnannounced(ctx context.Context, config
 	}
 	svc := advertise.ServiceFromView(v)
 	if why := advertise.ExplainUnannouncedService(config.Snapshot, &svc, config.Nodes); why.IsSet() {
-		return why, nil
+		return why, false, nil
 	}
 	if !endpoints.AnyServing {
-		return explainNoEndpoints(), nil
+		return explainNoEndpoints(), false, nil
 	}
 	if !slices.ContainsFunc(v.AssignedAddresses, endpoints.ServesFamilyOf) {
-		return explainNoEndpointsOfFamily(v.AssignedAddresses[0]), nil
+		return explainNoEndpointsOfFamily(v.AssignedAddresses[0]), false, nil
 	}
 	if one := v.AssignedAddresses[0]; !slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return a.Is4() != one.Is4() }) {
 		served := endpoints.RestrictToFamilyOf(one)
@@ -58,23 +59,23 @@ func (r *announcementStateReader) explainUnannounced(ctx context.Context, config
 	}
 	speakers, err := r.readSpeakerStatusByNode(ctx)
 	if err != nil {
-		return names.Explanation{}, err
+		return names.Explanation{}, false, err
 	}
 	silence := r.readAllSpeakersAbsence(ctx)
 	if silence.IsSet() {
-		return silence.Explanation, nil
+		return silence.Explanation, false, nil
 	}
 	if why := explainForeignHost(speakers, v.AssignedAddresses); why.IsSet() {
-		return why, nil
+		return why, false, nil
 	}
 	nodes := newNodeStates(config, v, endpoints, speakers, sessions)
 	if why := advertise.ExplainNodesNotAnnouncing(config.Snapshot, &svc, nodes, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy)); why.IsSet() {
-		return why, nil
+		return why, true, nil
 	}
 	if silence.hasNoPods {
-		return names.NewExplanation(names.ReasonNoSpeaker, "nodes may announce the Service, and none reports that it does: there is no Pod of a speaker in namespace %s: look at the DaemonSet gantry-speaker", r.namespace), nil
+		return names.NewExplanation(names.ReasonNoSpeaker, "nodes may announce the Service, and none reports that it does: there is no Pod of a speaker in namespace %s: look at the DaemonSet gantry-speaker", r.namespace), false, nil
 	}
-	return names.NewExplanation(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.namespace), nil
+	return names.NewExplanation(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.namespace), false, nil
 }
 
 func explainNoEndpoints() names.Explanation {
@@ -140,7 +141,7 @@ func (e *Explainer) ExplainService(ctx context.Context, config *configurationrea
 		out.Reason, out.Text = reports.describeAnnouncement(&found, true)
 		return out, nil
 	}
-	why, err := e.announcementStateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
+	why, _, err := e.announcementStateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
 	out.Explanation = names.Explanation{Reason: why.Reason, Text: describeUnannouncedAddresses(&found, why)}
 	return out, err
 }

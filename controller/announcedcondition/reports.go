@@ -17,6 +17,17 @@ type speakerReports struct {
 	layer2Statuses []v1beta1.ServiceL2Status
 	// sessions are the BGP sessions that should carry the Service.
 	sessions []sessionReport
+	// deadLayer2Nodes counts the nodes whose speakers were found dead after they had reported the
+	// Service by layer 2.
+	deadLayer2Nodes int
+}
+
+// areOnlyDeadSpeakersConcerned reports whether the speakers of all nodes that announced the Service
+// were found dead, and there was at least one.
+func (r *speakerReports) areOnlyDeadSpeakersConcerned() bool {
+	isDead := func(s sessionReport) bool { return s.fault.Reason == names.ReasonNoSpeaker }
+	return len(r.layer2Statuses) == 0 && r.deadLayer2Nodes+len(r.sessions) > 0 &&
+		!slices.ContainsFunc(r.sessions, func(s sessionReport) bool { return !isDead(s) })
 }
 
 // sessionReport is a BGP session that should carry a Service.

@@ -32,6 +32,11 @@ type requestQueue = workqueue.TypedRateLimitingInterface[ctrl.Request]
 // that dies ends a session on each node.
 const stateChangeCollectDelay = 300 * time.Millisecond
 
+// maxConcurrentReconciles is how many Services are looked at in parallel. When the only router
+// dies, the conditions of all Services change. With 32 writes at once an API server on two cores is
+// busy; more would only wait in its queues.
+const maxConcurrentReconciles = 32
+
 // RegisterController registers the reconciler.
 func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
 	if err := RegisterIndexes(ctx, mgr.GetFieldIndexer(), r.Scope); err != nil {
@@ -41,7 +46,7 @@ func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manag
 		return []ctrl.Request{{NamespacedName: serviceOfSpeakerReport(o)}}
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
-		WithOptions(workers.Options{MaxConcurrentReconciles: 4}).
+		WithOptions(workers.Options{MaxConcurrentReconciles: maxConcurrentReconciles}).
 		Watches(&v1alpha1.SpeakerStatus{}, r.speakerOrSessionEventHandler(isSpeakerChangeRelevant)).
 		Watches(&corev1.Pod{}, r.speakerPodHandler()).
 		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.unannouncedServiceOfSlice)).

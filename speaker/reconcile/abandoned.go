@@ -12,8 +12,10 @@ import (
 
 const (
 	// deadMemberReportDelay is how long the election must have declared a member dead until this
-	// node writes so. The gossip takes some 10 s to give it up.
-	deadMemberReportDelay = 2 * time.Second
+	// node writes so. The gossip takes some 10 s to give it up. A shorter delay would report pauses
+	// of a process or a virtual machine. With a longer one, the condition of a Service whose only
+	// holder dies would come later than 2 s.
+	deadMemberReportDelay = time.Second
 	// deadNodeL2StatusRemovalDelay is how long after the loss of a member its ServiceL2Statuses are
 	// removed. A speaker that lives and cannot be reached has corrected its SpeakerStatus by then.
 	deadNodeL2StatusRemovalDelay = ownStatusMarkedDeadCheckDelay + 2*time.Second

@@ -70,7 +70,7 @@ func TestSilentMemberCountsAsGoneAfterTimeout(t *testing.T) {
 		check  time.Duration
 	}{
 		{0, []string{"a", "b", "c"}, deadMemberReportDelay},
-		{time.Second, []string{"a", "b", "c"}, deadMemberReportDelay - time.Second},
+		{time.Second / 2, []string{"a", "b", "c"}, deadMemberReportDelay - time.Second/2},
 		{deadMemberReportDelay, []string{"a", "c"}, 0},
 	} {
 		if living, check := m.livingMembers(s, start.Add(c.after)); !slices.Equal(living, c.living) || check != c.check {
