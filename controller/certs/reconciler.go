@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -23,6 +25,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
 // WebhookObjectNames names the objects that the reconciler of the certificate maintains.
@@ -68,6 +72,8 @@ func NewWebhookCertificate(o Options) *WebhookCertificate { return &WebhookCerti
 type certificateReconciler struct {
 	*WebhookCertificate
 	client client.Client
+	// liveReader reads without a cache.
+	liveReader client.Reader
 }
 
 // RegisterController registers the reconciler of the certificate. It runs at the start, on every
@@ -93,7 +99,7 @@ func (k *WebhookCertificate) RegisterController(mgr ctrl.Manager) error {
 		WatchesRawSource(source.Kind[client.Object](own.GetCache(), &admissionv1.ValidatingWebhookConfiguration{}, one)).
 		WatchesRawSource(source.Channel(first, one)).
 		WithOptions(controller.Options{NeedLeaderElection: &needLeader}).
-		Complete(&certificateReconciler{k, own.GetClient()})
+		Complete(&certificateReconciler{k, own.GetClient(), mgr.GetAPIReader()})
 	if err != nil {
 		return fmt.Errorf("setting up the webhook's certificate: %w", err)
 	}
@@ -115,6 +121,10 @@ func (k *certificateReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (
 	}
 	if k.servingCertificateOnceTrusted.Swap(&state.Certificate) == nil {
 		k.Log.Info("the webhook serves", "until", state.Certificate.Leaf.NotAfter)
+	}
+	if err := k.letNamespaceOwnWebhookConfiguration(ctx); err != nil && ctx.Err() == nil {
+		// Some clusters allow this only to those who may delete the object.
+		k.Log.Info("the ValidatingWebhookConfiguration will not go with the namespace", "object", k.ValidatingWebhookConfigurationName, "error", err)
 	}
 	return ctrl.Result{RequeueAfter: max(time.Second, state.NextRenewalTime.Sub(k.Now())+time.Second)}, nil
 }
@@ -181,6 +191,31 @@ func (k *certificateReconciler) writeCABundleIntoWebhookConfiguration(ctx contex
 	}
 	if err := k.client.Patch(ctx, changed, client.StrategicMergeFrom(&c)); err != nil {
 		return fmt.Errorf("writing the CA into the ValidatingWebhookConfiguration %s: %w", k.ValidatingWebhookConfigurationName, err)
+	}
+	return nil
+}
+
+// letNamespaceOwnWebhookConfiguration makes the Namespace the owner of the webhook configuration.
+// So Kubernetes removes the configuration when the Namespace is gone, also if the manifests by
+// which Gantry is uninstalled do not have it. Otherwise the API server would refuse each change of
+// the configuration for ever, because nobody answers.
+func (k *certificateReconciler) letNamespaceOwnWebhookConfiguration(ctx context.Context) error {
+	namespace := configuration.NewMetadataObject("Namespace")
+	if err := k.liveReader.Get(ctx, client.ObjectKey{Name: k.Namespace}, namespace); err != nil {
+		return fmt.Errorf("reading the Namespace %s: %w", k.Namespace, err)
+	}
+	var c admissionv1.ValidatingWebhookConfiguration
+	if err := k.client.Get(ctx, client.ObjectKey{Name: k.ValidatingWebhookConfigurationName}, &c); err != nil {
+		return fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", k.ValidatingWebhookConfigurationName, err)
+	}
+	isNamespace := func(o metav1.OwnerReference) bool { return o.APIVersion == "v1" && o.Kind == "Namespace" }
+	if slices.ContainsFunc(c.OwnerReferences, func(o metav1.OwnerReference) bool { return isNamespace(o) && o.UID == namespace.UID }) {
+		return nil
+	}
+	changed := c.DeepCopy()
+	changed.OwnerReferences = append(slices.DeleteFunc(changed.OwnerReferences, isNamespace), metav1.OwnerReference{APIVersion: "v1", Kind: "Namespace", Name: k.Namespace, UID: namespace.UID})
+	if err := k.client.Patch(ctx, changed, client.MergeFrom(&c)); err != nil {
+		return fmt.Errorf("writing the owner of the ValidatingWebhookConfiguration %s: %w", k.ValidatingWebhookConfigurationName, err)
 	}
 	return nil
 }

@@ -134,6 +134,23 @@ func newWebhookConfiguration() *admissionv1.ValidatingWebhookConfiguration {
 	return c
 }
 
+// checkNamespaceOwnsWebhookConfiguration returns an error unless Kubernetes will remove the
+// configuration together with the Namespace.
+func checkNamespaceOwnsWebhookConfiguration(ctx context.Context, api client.Client) error {
+	var namespace corev1.Namespace
+	if err := api.Get(ctx, client.ObjectKey{Name: names.DefaultNamespace}, &namespace); err != nil {
+		return err
+	}
+	var c admissionv1.ValidatingWebhookConfiguration
+	if err := api.Get(ctx, client.ObjectKey{Name: names.WebhookConfiguration}, &c); err != nil {
+		return err
+	}
+	if len(c.OwnerReferences) != 1 || c.OwnerReferences[0].UID != namespace.UID {
+		return fmt.Errorf("the owners are %+v, want the Namespace %s", c.OwnerReferences, namespace.UID)
+	}
+	return nil
+}
+
 // TestAllControllersServeSameTrustedCertificate starts two controllers at once. It then deletes the
 // Secret, the CA in the configuration and the configuration itself, and lets the certificate grow
 // old.
@@ -185,6 +202,11 @@ func TestAllControllersServeSameTrustedCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitAgreement("the CA in a new configuration", nil)
+	awaitNoError(t, "the Namespace as the owner of the configuration", func() error { return checkNamespaceOwnsWebhookConfiguration(ctx, api) })
+	if err := api.Patch(ctx, newWebhookConfiguration(), client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Namespace","name":"metallb-system","uid":"of-an-earlier-installation"}]}}`))); err != nil {
+		t.Fatal(err)
+	}
+	awaitNoError(t, "the Namespace as the owner instead of an earlier one", func() error { return checkNamespaceOwnsWebhookConfiguration(ctx, api) })
 
 	later.Store(int64(70 * 24 * time.Hour))
 	// The timer for the renewal is weeks away; any event makes the reconciler look at the clock.
