@@ -42,8 +42,9 @@ type BGPStatusWriter struct {
 	options BGPStatusWriterOptions
 
 	latestPlan *latest.Value[plan.Plan]
-	// sessionMarkedDeadSignal wakes the writer when another speaker wrote that this one is dead.
-	sessionMarkedDeadSignal *latest.Wake
+	// ownObjectChangedSignal wakes the writer when another speaker wrote that this one is dead, or
+	// when somebody deleted an object of this node.
+	ownObjectChangedSignal *latest.Wake
 
 	// Run owns the fields below.
 	isServiceLimitLogged bool // that the limit is exceeded
@@ -78,34 +79,45 @@ const sessionChangeCoalesceDelay = 200 * time.Millisecond
 
 // NewBGPStatusWriter returns a BGPStatusWriter that writes nothing before Run.
 func NewBGPStatusWriter(o BGPStatusWriterOptions) *BGPStatusWriter {
-	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan](), sessionMarkedDeadSignal: latest.NewWake()}
+	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan](), ownObjectChangedSignal: latest.NewWake()}
 }
 
 // ObserveStatus takes the agent's Status and returns at once.
 func (w *BGPStatusWriter) ObserveStatus(s agent.Status) { w.latestPlan.Put(s.Plan) }
 
-// watchForSessionsMarkedDead wakes the writer when another speaker wrote into a BGPSession of this
-// node that this speaker is dead. It does not wait for the API server.
-func (w *BGPStatusWriter) watchForSessionsMarkedDead(ctx context.Context) error {
+// watchOwnObjects wakes the writer when another speaker wrote into a BGPSession of this node that
+// this speaker is dead, and when an object of this node is deleted. It does not wait for the API
+// server.
+func (w *BGPStatusWriter) watchOwnObjects(ctx context.Context) error {
 	if w.options.Cache == nil {
 		return nil
 	}
-	informer, err := w.options.Cache.GetInformer(ctx, &v1alpha1.BGPSession{}, cache.BlockUntilSynced(false))
-	if err != nil {
-		return fmt.Errorf("watching BGPSessions: %w", err)
-	}
-	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{UpdateFunc: func(_, o any) {
-		s, ok := o.(*v1alpha1.BGPSession)
-		if ok && s.Status.Node == w.options.Self && meta.IsStatusConditionPresentAndEqual(s.Status.Conditions, names.ConditionEstablished, metav1.ConditionUnknown) {
-			w.sessionMarkedDeadSignal.Signal()
+	deleted := func(object any) {
+		if o, ok := unwrapDeletedObject(object).(client.Object); ok && o.GetLabels()[names.LabelServiceStatusNode] == w.options.Self {
+			w.ownObjectChangedSignal.Signal()
 		}
-	}})
-	return err
+	}
+	updated := func(_, object any) {
+		s, ok := object.(*v1alpha1.BGPSession)
+		if ok && s.Status.Node == w.options.Self && meta.IsStatusConditionPresentAndEqual(s.Status.Conditions, names.ConditionEstablished, metav1.ConditionUnknown) {
+			w.ownObjectChangedSignal.Signal()
+		}
+	}
+	for _, kind := range []client.Object{&v1alpha1.BGPSession{}, &v1beta1.ServiceBGPStatus{}} {
+		informer, err := w.options.Cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+		if err != nil {
+			return fmt.Errorf("watching %T: %w", kind, err)
+		}
+		if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{UpdateFunc: updated, DeleteFunc: deleted}); err != nil {
+			return fmt.Errorf("watching %T: %w", kind, err)
+		}
+	}
+	return nil
 }
 
 // Run writes until ctx ends.
 func (w *BGPStatusWriter) Run(ctx context.Context) error {
-	if err := w.watchForSessionsMarkedDead(ctx); err != nil {
+	if err := w.watchOwnObjects(ctx); err != nil {
 		return err
 	}
 	var p plan.Plan
@@ -128,7 +140,7 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 			scheduleWrite()
 		case <-w.options.Sessions.StatusChanged():
 			scheduleWrite()
-		case <-w.sessionMarkedDeadSignal.C():
+		case <-w.ownObjectChangedSignal.C():
 			scheduleWrite()
 		case <-timer.C:
 			isWriteDue = false

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -56,7 +57,8 @@ func (e *fakeBGPSessionSource) setStates(states ...bgp.PeerSessionStatus) {
 	e.changedSignal <- struct{}{}
 }
 
-// bgpStatusHarness is a BGPStatusWriter that runs with a real API server.
+// bgpStatusHarness is a BGPStatusWriter that runs with a real API server, and with the token and
+// the rights of a speaker.
 type bgpStatusHarness struct {
 	api               client.Client
 	writer            *reconcile.BGPStatusWriter
@@ -74,7 +76,9 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mgr, err := ctrl.NewManager(config, ctrl.Options{Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"}})
+	mgr, err := ctrl.NewManager(apiserver.CreateSpeakerPodAndToken(t, config, selfNode), ctrl.Options{
+		Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"}, Cache: cache.Options{DefaultNamespaces: map[string]cache.Config{names.DefaultNamespace: {}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,6 +199,12 @@ func (h *bgpStatusHarness) testServiceBGPStatuses(t *testing.T) {
 	h.observeBGPVerdicts(bgpVerdict("dns", "tor1"), bgpVerdict("third", "tor1"), bgpVerdict("web", "tor2"))
 	h.awaitServiceBGPStatuses(t) // more than the limit
 	h.observeBGPVerdicts(bgpVerdict("web", "tor2"))
+	h.awaitServiceBGPStatuses(t, "node1 default/web [tor2], labels web")
+	deletedByOther := &v1beta1.ServiceBGPStatus{}
+	deletedByOther.Namespace, deletedByOther.Name = names.DefaultNamespace, status.ServiceBGPStatusName(selfNode, webServiceKey)
+	if err := h.api.Delete(t.Context(), deletedByOther); err != nil {
+		t.Fatal(err)
+	}
 	h.awaitServiceBGPStatuses(t, "node1 default/web [tor2], labels web")
 	h.writer.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(bgpVerdict("web", "tor2")), NodeLeaving: true}})
 	h.awaitServiceBGPStatuses(t)

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -51,7 +52,8 @@ var (
 	nodeLinks       = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
 
-// statusWriterHarness is a StatusWriter with a real API server.
+// statusWriterHarness is a StatusWriter with a real API server, and with the token and the rights
+// of a speaker.
 type statusWriterHarness struct {
 	t                  *testing.T
 	apiClient          client.Client
@@ -67,7 +69,9 @@ func newStatusWriterHarness(t *testing.T) *statusWriterHarness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mgr, err := ctrl.NewManager(config, ctrl.Options{Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"}})
+	mgr, err := ctrl.NewManager(apiserver.CreateSpeakerPodAndToken(t, config, selfNode), ctrl.Options{
+		Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"}, Cache: cache.Options{DefaultNamespaces: map[string]cache.Config{names.DefaultNamespace: {}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +100,6 @@ func newStatusWriterHarness(t *testing.T) *statusWriterHarness {
 			t.Error(err)
 		}
 	})
-	d.createObject(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: selfNode}})
 	for _, k := range []view.ObjectKey{webServiceKey, dnsServiceKey} {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}}
 		s.Spec.Ports = []corev1.ServicePort{{Port: 80}}

@@ -68,7 +68,7 @@ func StartUntilTestEnds(t testing.TB) *rest.Config {
 		}
 		return c.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
-	installCRDsNamespaceAndPolicy(ctx, t, config, []*serverProgram{etcd, api})
+	installCRDsNamespaceAndPolicies(ctx, t, config, []*serverProgram{etcd, api})
 	return config
 }
 

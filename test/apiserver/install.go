@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -27,10 +28,10 @@ func generatedCRDsDirectory() string {
 	return filepath.Join(filepath.Dir(file), "..", "..", "config", "crd", "bases")
 }
 
-// installCRDsNamespaceAndPolicy creates the CRDs, the namespace and the policy for namespaces, and
-// waits until the API server serves the kinds. The API server rejects a CRD with a validation rule
-// that is too expensive, so every test that starts one proves that the CRDs can be installed.
-func installCRDsNamespaceAndPolicy(ctx context.Context, t testing.TB, config *rest.Config, programs []*serverProgram) {
+// installCRDsNamespaceAndPolicies creates the CRDs, the namespace and the policies, and waits until
+// the API server serves the kinds. The API server rejects a CRD with a validation rule that is too
+// expensive, so every test that starts one proves that the CRDs can be installed.
+func installCRDsNamespaceAndPolicies(ctx context.Context, t testing.TB, config *rest.Config, programs []*serverProgram) {
 	t.Helper()
 	ctrl.SetLogger(logr.Discard()) // a test that needs a log passes one to the parts that it starts
 	c, err := client.New(config, client.Options{})
@@ -65,17 +66,26 @@ func installCRDsNamespaceAndPolicy(ctx context.Context, t testing.TB, config *re
 	if err := c.Create(ctx, ns); err != nil {
 		t.Fatalf("creating the namespace: %v", err)
 	}
-	text, err := os.ReadFile(filepath.Join(generatedCRDsDirectory(), "..", "..", "policy", "policy.yaml"))
+	for _, file := range []string{"policy/policy.yaml", "policy/speakers.yaml"} {
+		createObjectsOfConfigFile(ctx, t, c, file)
+	}
+}
+
+// createObjectsOfConfigFile creates the objects of a file in the directory config. Those that are
+// there already stay as they are.
+func createObjectsOfConfigFile(ctx context.Context, t testing.TB, c client.Client, file string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(generatedCRDsDirectory(), "..", "..", file))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, doc := range strings.Split(string(text), "\n---\n") {
 		o := &unstructured.Unstructured{}
 		if err := yaml.Unmarshal([]byte(doc), &o.Object); err != nil {
-			t.Fatalf("reading the policy: %v", err)
+			t.Fatalf("reading %s: %v", file, err)
 		}
-		if err := c.Create(ctx, o); err != nil {
-			t.Fatalf("installing the policy's %s: %v", o.GetKind(), err)
+		if err := c.Create(ctx, o); err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatalf("installing %s %s: %v", o.GetKind(), o.GetName(), err)
 		}
 	}
 }

@@ -141,6 +141,36 @@ func TestKustomizeNamespaceReachesPolicyParameter(t *testing.T) {
 	}
 }
 
+// Without these policies, the token of one node could write what other nodes report.
+func TestEveryPackageLimitsSpeakersToTheirNode(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	check := func(how, text string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects := indexObjectsByName(t, text)
+		for _, name := range []string{"gantry-speaker-objects", "gantry-speaker-events"} {
+			policy := objects["admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy  "+name]
+			if rule, _, _ := unstructured.NestedString(policy, "spec", "failurePolicy"); rule != "Fail" {
+				t.Errorf("%s: the policy %s fails with %q, want Fail", how, name, rule)
+			}
+			binding := objects["admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding  "+name]
+			if actions, _, _ := unstructured.NestedStringSlice(binding, "spec", "validationActions"); !slices.Equal(actions, []string{"Deny"}) {
+				t.Errorf("%s: the actions of the policy %s are %v, want Deny", how, name, actions)
+			}
+		}
+	}
+	for overlay, values := range EquivalentHelmValuesByKustomizeOverlay {
+		text, err := RenderKustomize(t.Context(), overlay)
+		check("config/"+overlay, text, err)
+		text, err = RenderHelm(t.Context(), "elsewhere", values)
+		check("the chart with "+values, text, err)
+	}
+	text, err := RenderHelm(t.Context(), "elsewhere", "rbac: {create: false}")
+	check("the chart without RBAC", text, err)
+}
+
 func TestEveryHelmValueChangesManifests(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	for values, want := range map[string]string{

@@ -39,7 +39,7 @@ The objects of files that kustomize reads too, in the release's namespace. "root
 {{- if $o.kind }}
 {{- if $o.metadata.namespace }}{{ $_ := set $o.metadata "namespace" $namespace }}{{ end }}
 {{- range $o.subjects }}{{ $_ := set . "namespace" $namespace }}{{ end }}
-{{- if eq $o.kind "ValidatingAdmissionPolicyBinding" }}{{ $_ := set $o.spec.paramRef "namespace" $namespace }}{{ end }}
+{{- if and (eq $o.kind "ValidatingAdmissionPolicyBinding") $o.spec.paramRef }}{{ $_ := set $o.spec.paramRef "namespace" $namespace }}{{ end }}
 {{- if eq $o.kind "ConfigMap" }}{{ $_ := set $o.data "namespaces" (join "," $.root.Values.otherConfigurationNamespaces) }}{{ end }}
 {{- range $o.webhooks }}
 {{- $_ := set .clientConfig.service "namespace" $namespace }}
