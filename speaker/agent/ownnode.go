@@ -26,9 +26,9 @@ func (a *Agent) publishOwnNode(links plannerLinks) {
 	a.options.GossipMembership.PublishOwnNode(p)
 }
 
-// gatewayLinkMACsFirst returns the Ethernet addresses of the links, each once: first those of links
-// with a default gateway, then those of links with an address. There may be no room for all of
-// them.
+// gatewayLinkMACsFirst returns the Ethernet addresses of the links and of their ports, each once:
+// first those of links with a default gateway, then those of links with an address. There may be no
+// room for all of them.
 func gatewayLinkMACsFirst(links facts.LinkSet) []facts.MAC {
 	importance := func(l facts.Link) int {
 		switch {
@@ -45,8 +45,10 @@ func gatewayLinkMACsFirst(links facts.LinkSet) []facts.MAC {
 	})
 	var out []facts.MAC
 	for _, l := range sorted {
-		if !slices.Contains(out, l.MAC) {
-			out = append(out, l.MAC)
+		for _, mac := range append([]facts.MAC{l.MAC}, l.PortMACs...) {
+			if !slices.Contains(out, mac) {
+				out = append(out, mac)
+			}
 		}
 	}
 	return out

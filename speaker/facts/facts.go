@@ -23,6 +23,8 @@ type Link struct {
 	Index int
 	Name  string
 	MAC   MAC
+	// PortMACs are the Ethernet addresses of the ports of a bond, sorted. It may send with them.
+	PortMACs []MAC
 	// AddressesWithPrefixLength are the addresses of the link with their prefix lengths, sorted.
 	AddressesWithPrefixLength []netip.Prefix
 	// DefaultGateways are the next hops of the default routes through this link, sorted.

@@ -391,3 +391,20 @@ func TestGatewayOfLinksSetBeforeBindingsGetsNotice(t *testing.T) {
 		})
 	}
 }
+
+// A bond of mode balance-alb announces with the Ethernet address of a port, and may hear that
+// itself.
+func TestFramesOfOwnBondPortsAreNoConflicts(t *testing.T) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
+		s.link.PortMACs = []facts.MAC{foreignMAC}
+		s.engine.SetLinks(facts.LinkSet{s.link})
+		s.holdAddressAndAwaitAnnouncement(heldIPv4)
+		s.sendFrame(s.gratuitousReplyFrom(foreignMAC, heldIPv4))
+		synctest.Wait()
+		select {
+		case r := <-s.engine.Reports():
+			t.Errorf("the engine reports %+v", r)
+		default:
+		}
+	})
+}

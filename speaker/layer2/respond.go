@@ -22,8 +22,10 @@ type responderTable struct {
 func (e *Engine) publishResponderTable() {
 	t := &responderTable{heldAddressByIP: e.heldAddressByIP, probedAddresses: e.runningProbes.probedAddresses}
 	for _, p := range e.ports {
-		if !slices.Contains(t.ownMACs, p.link.MAC) {
-			t.ownMACs = append(t.ownMACs, p.link.MAC)
+		for _, mac := range append([]facts.MAC{p.link.MAC}, p.link.PortMACs...) {
+			if !slices.Contains(t.ownMACs, mac) {
+				t.ownMACs = append(t.ownMACs, mac)
+			}
 		}
 		if p.openedPort != nil {
 			t.openPorts = append(t.openPorts, p.openedPort)

@@ -193,6 +193,27 @@ func indexesOfVRFs(all []netlink.Link) map[int]bool {
 	return out
 }
 
+// portMACsByBond returns the Ethernet addresses of the ports of each bond, by the index of the bond.
+// A bond of mode balance-alb sends each answer with the address of one of its ports.
+func portMACsByBond(all []netlink.Link) map[int][]facts.MAC {
+	bonds, out := map[int]bool{}, map[int][]facts.MAC{}
+	for _, l := range all {
+		if l.Type() == (&netlink.Bond{}).Type() {
+			bonds[l.Attrs().Index] = true
+		}
+	}
+	for _, l := range all {
+		if a := l.Attrs(); bonds[a.MasterIndex] && len(a.HardwareAddr) == 6 {
+			out[a.MasterIndex] = append(out[a.MasterIndex], facts.MAC(a.HardwareAddr))
+		}
+	}
+	for bond, macs := range out {
+		slices.SortFunc(macs, func(x, y facts.MAC) int { return slices.Compare(x[:], y[:]) })
+		out[bond] = slices.Compact(macs)
+	}
+	return out
+}
+
 // readLinks returns the usable links, and those that are only down or without carrier. An interface
 // whose addresses cannot be read is delivered without addresses.
 func (w *Watcher) readLinks() (facts.LinkSet, error) {
@@ -206,7 +227,7 @@ func (w *Watcher) readLinks() (facts.LinkSet, error) {
 	}
 	w.reloadExcludePatterns()
 	set, skipped := facts.LinkSet{}, []facts.SkippedLink{}
-	vrfs := indexesOfVRFs(all)
+	vrfs, portMACs := indexesOfVRFs(all), portMACsByBond(all)
 	for _, l := range all {
 		a := l.Attrs()
 		why := w.skipReason(a, vrfs)
@@ -216,7 +237,7 @@ func (w *Watcher) readLinks() (facts.LinkSet, error) {
 		if why != facts.NotSkipped && why != facts.SkippedDownOrNoCarrier {
 			continue
 		}
-		link := facts.Link{Index: a.Index, Name: a.Name, MAC: facts.MAC(a.HardwareAddr), IsDown: why == facts.SkippedDownOrNoCarrier}
+		link := facts.Link{Index: a.Index, Name: a.Name, MAC: facts.MAC(a.HardwareAddr), PortMACs: portMACs[a.Index], IsDown: why == facts.SkippedDownOrNoCarrier}
 		link.AddressesWithPrefixLength, err = readAddressesWithPrefixLength(l)
 		if err != nil {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
