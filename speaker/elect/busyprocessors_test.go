@@ -89,7 +89,7 @@ func (p *busyProcessors) stepNode(n *simNode, inputs []Input) {
 			return
 		}
 		m := n.machine
-		effects := m.Step(p.simulation.now, inputs...)
+		effects := m.Step(p.simulation.clockOf(n), inputs...)
 		// before what came meanwhile
 		t.pieces = slices.Insert(t.pieces, 0, simWorkPiece{cpuTimeOfStep(inputs, effects), func() {
 			if n.machine == m {

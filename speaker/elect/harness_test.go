@@ -83,13 +83,15 @@ func (h *simEventQueue) Pop() any {
 
 // simNode is a speaker. It is off when machine is nil.
 type simNode struct {
-	name                  string
-	mac                   facts.MAC
-	nonce                 uint64
-	machine               *Machine
-	heldAddresses         map[netip.Addr]bool
-	answerDeadline        time.Time
-	isPaused              bool
+	name           string
+	mac            facts.MAC
+	nonce          uint64
+	machine        *Machine
+	heldAddresses  map[netip.Addr]bool
+	answerDeadline time.Time
+	isPaused       bool
+	// clockLag is how far the clock of the node is behind, because a hypervisor paused the node.
+	clockLag              time.Duration
 	inputsWhilePaused     []Input
 	timerID               int
 	handoverFinished      bool
@@ -147,10 +149,10 @@ func (w *clusterSimulation) startAllSpeakers() {
 func (w *clusterSimulation) startProcessOutsideGossip(name string) {
 	n := w.nodesByName[name]
 	*n = simNode{
-		name: name, mac: n.mac, hasServingEndpoint: n.hasServingEndpoint, nonce: w.random.Uint64(),
+		name: name, mac: n.mac, hasServingEndpoint: n.hasServingEndpoint, nonce: w.random.Uint64(), clockLag: n.clockLag,
 		heldAddresses: map[netip.Addr]bool{},
 	}
-	n.machine = NewMachine(name, n.nonce, DefaultTiming(), w.now)
+	n.machine = NewMachine(name, n.nonce, DefaultTiming(), w.clockOf(n))
 }
 
 // startSpeaker starts a speaker with a new nonce, which joins the gossip.
@@ -288,6 +290,24 @@ func (w *clusterSimulation) pauseSpeaker(name string, d time.Duration) {
 	})
 }
 
+// clockOf returns the time on the clock of the node.
+func (w *clusterSimulation) clockOf(n *simNode) time.Time { return w.now.Add(-n.clockLag) }
+
+// pauseByHypervisor stops a node with its clock for a while. If hasLostInputs is true, the frames
+// of this time are lost.
+func (w *clusterSimulation) pauseByHypervisor(name string, d time.Duration, hasLostInputs bool) {
+	n := w.nodesByName[name]
+	n.isPaused = true
+	w.scheduleEvent(d, func() {
+		n.isPaused, n.clockLag = false, n.clockLag+d
+		inbox := append(n.inputsWhilePaused, TimePassed{})
+		if n.inputsWhilePaused = nil; hasLostInputs {
+			inbox = []Input{TimePassed{}}
+		}
+		w.stepNode(n, inbox...)
+	})
+}
+
 // stepNode steps a machine and performs its effects.
 func (w *clusterSimulation) stepNode(n *simNode, inputs ...Input) {
 	if n.machine == nil {
@@ -301,7 +321,7 @@ func (w *clusterSimulation) stepNode(n *simNode, inputs ...Input) {
 		w.processors.stepNode(n, inputs)
 		return
 	}
-	w.performEffectsOfStep(n, n.machine.Step(w.now, inputs...))
+	w.performEffectsOfStep(n, n.machine.Step(w.clockOf(n), inputs...))
 }
 
 // performEffectsOfStep performs the effects of a step.
@@ -316,10 +336,10 @@ func (w *clusterSimulation) performEffectsOfStep(n *simNode, effects []Effect) {
 		w.t.Logf("%v %s: lease expired: %v", w.now.Sub(time.Unix(1000, 0)), n.name, n.machine.lease.isExpired)
 	}
 	n.isLeaseExpired = n.machine.lease.isExpired
-	n.answerDeadline = n.machine.LeaseDeadline(w.now)
+	n.answerDeadline = n.machine.LeaseDeadline(w.clockOf(n))
 	n.timerID++
 	id, m := n.timerID, n.machine
-	w.scheduleEvent(max(n.machine.NextDeadline().Sub(w.now), 0), func() {
+	w.scheduleEvent(max(n.machine.NextDeadline().Sub(w.clockOf(n)), 0), func() {
 		if n.timerID == id && n.machine == m && !n.isPaused {
 			w.stepNode(n, TimePassed{})
 		}
@@ -376,7 +396,7 @@ func (w *clusterSimulation) performEffect(n *simNode, e Effect) {
 
 // isAnswering reports whether the node would answer for the address now.
 func (w *clusterSimulation) isAnswering(n *simNode, a netip.Addr) bool {
-	return n.machine != nil && n.heldAddresses[a] && !n.isPaused && w.now.Before(n.answerDeadline)
+	return n.machine != nil && n.heldAddresses[a] && !n.isPaused && w.clockOf(n).Before(n.answerDeadline)
 }
 
 // answeringNodes returns the nodes that would answer for the address now.
