@@ -25,7 +25,8 @@ func TestHolderPausedByHypervisorStopsSoonAfter(t *testing.T) {
 				w.pauseByHypervisor(old, time.Duration(300+w.random.Intn(3000))*time.Millisecond, c.hasLostInputs)
 				w.runSimulationFor(10*time.Second, w.newTwoHoldersCheck(c.overlap))
 				w.runThenRequireOneHolderEach(time.Millisecond, "after the pause")
-				w.killSpeaker(w.answeringNodes(w.addresses[0])[0]) // clocks that differ do not matter
+				// the clocks differ from now on, and that does not matter
+				w.killSpeaker(w.answeringNodes(w.addresses[0])[0])
 				w.runSimulationFor(2*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 				w.runThenRequireOneHolderEach(time.Millisecond, "a death after the pause")
 			}

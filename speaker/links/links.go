@@ -193,8 +193,8 @@ func indexesOfVRFs(all []netlink.Link) map[int]bool {
 	return out
 }
 
-// portMACsByBond returns the Ethernet addresses of the ports of each bond, by the index of the bond.
-// A bond of mode balance-alb sends each answer with the address of one of its ports.
+// portMACsByBond returns the Ethernet addresses of the ports of each bond, by the index of the
+// bond. A bond of mode balance-alb sends each answer with the address of one of its ports.
 func portMACsByBond(all []netlink.Link) map[int][]facts.MAC {
 	bonds, out := map[int]bool{}, map[int][]facts.MAC{}
 	for _, l := range all {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,8 +19,9 @@ import (
 const (
 	// firstAnswerServiceCount is how many new Services are measured with each value of wireCheck.
 	firstAnswerServiceCount = 15
-	// maxFirstAnswerRatio is the highest ratio of the medians: without the question to the network
-	// and with it.
+	// maxFirstAnswerRatio is the highest ratio of the medians of the first ARP answers: without the
+	// question to the network and with it. The first HTTP answer waits for kube-proxy, too, which
+	// learns of the Service at the same time and needs about as long as the question.
 	maxFirstAnswerRatio = 0.85
 	// firstAnswerRequestsPerSecond is how often the client tries a new Service.
 	firstAnswerRequestsPerSecond = 50
@@ -75,32 +77,66 @@ func measureFirstAnswer(ctx context.Context, dir string) error {
 	if _, err := s.FetchURLUntilSuccess(ctx, "client", "http://192.168.0.240:9097"); err != nil {
 		return err
 	}
-	var withWarn, withEnforce []time.Duration
+	stopCapture, err := s.CaptureNeighborAnswers(ctx, "client")
+	if err != nil {
+		return err
+	}
+	warn, enforce := &firstAnswers{firstAddress: 200}, &firstAnswers{firstAddress: 160}
 	for i := range firstAnswerServiceCount {
-		for _, c := range []struct {
-			firstAddress byte
-			delays       *[]time.Duration
-		}{{160, &withEnforce}, {200, &withWarn}} {
-			d, err := measureFirstAnswerOfService(ctx, s, netip.AddrFrom4([4]byte{192, 168, 0, c.firstAddress + byte(i)}))
-			if err != nil {
+		for _, c := range []*firstAnswers{enforce, warn} {
+			if err := c.measureNextService(ctx, s, byte(i)); err != nil {
 				return err
 			}
-			*c.delays = append(*c.delays, d)
 		}
 	}
-	early := printMinMedianAndMax("first HTTP answer of a new Service, wireCheck: Warn", withWarn)
-	asked := printMinMedianAndMax("baseline: wireCheck: Enforce, which asks the network first", withEnforce)
+	answers, err := stopCapture(append(slices.Clone(warn.addresses), enforce.addresses...)...)
+	if err != nil {
+		return err
+	}
+	printMinMedianAndMax("first HTTP answer of a new Service, wireCheck: Warn", warn.httpDelays)
+	printMinMedianAndMax("baseline: wireCheck: Enforce, which asks the network first", enforce.httpDelays)
+	early := printMinMedianAndMax("first ARP answer of a new Service, wireCheck: Warn", warn.findARPDelays(answers))
+	asked := printMinMedianAndMax("baseline: wireCheck: Enforce, which asks the network first", enforce.findARPDelays(answers))
 	ratio := float64(early) / float64(asked)
-	fmt.Printf("  ratio of the medians %.2f, at most %.2f\n", ratio, maxFirstAnswerRatio)
+	fmt.Printf("  ratio of the medians for ARP %.2f, at most %.2f. HTTP also waits for kube-proxy.\n", ratio, maxFirstAnswerRatio)
 	if ratio > maxFirstAnswerRatio {
 		return fmt.Errorf("the ratio of the medians is %.2f, more than %.2f", ratio, maxFirstAnswerRatio)
 	}
 	return nil
 }
 
-// measureFirstAnswerOfService creates a Service with the given address. A client requests it all
+// firstAnswers are the measurements with one value of wireCheck.
+type firstAnswers struct {
+	firstAddress  byte // the last byte of the first address
+	addresses     []netip.Addr
+	creationTimes []time.Time
+	httpDelays    []time.Duration
+}
+
+// measureNextService measures one Service.
+func (c *firstAnswers) measureNextService(ctx context.Context, s *cluster.Cluster, i byte) error {
+	address := netip.AddrFrom4([4]byte{192, 168, 0, c.firstAddress + i})
+	createdAt, answeredAt, err := awaitFirstAnswerOfNewService(ctx, s, address)
+	c.addresses, c.creationTimes = append(c.addresses, address), append(c.creationTimes, createdAt)
+	c.httpDelays = append(c.httpDelays, answeredAt.Sub(createdAt))
+	return err
+}
+
+// findARPDelays returns the time from the creation of each Service until the client received an
+// answer for its address.
+func (c *firstAnswers) findARPDelays(answers []cluster.NeighborAnswer) []time.Duration {
+	var out []time.Duration
+	for i, address := range c.addresses {
+		if first := slices.IndexFunc(answers, func(a cluster.NeighborAnswer) bool { return a.Address == address }); first >= 0 {
+			out = append(out, answers[first].CapturedAt.Sub(c.creationTimes[i]))
+		}
+	}
+	return out
+}
+
+// awaitFirstAnswerOfNewService creates a Service with the given address. A client requests it all
 // the time, as a user who waits would do.
-func measureFirstAnswerOfService(ctx context.Context, s *cluster.Cluster, address netip.Addr) (time.Duration, error) {
+func awaitFirstAnswerOfNewService(ctx context.Context, s *cluster.Cluster, address netip.Addr) (createdAt, answeredAt time.Time, err error) {
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "tekton-pipelines", Name: fmt.Sprintf("first-answer-%d", address.As4()[3]),
@@ -113,12 +149,12 @@ func measureFirstAnswerOfService(ctx context.Context, s *cluster.Cluster, addres
 	}
 	stream := s.StartHTTPStream(ctx, "client", "http://"+address.String()+":9097", firstAnswerRequestsPerSecond)
 	defer stream.StopSending()
-	begun := time.Now()
+	createdAt = time.Now()
 	if err := s.API.Create(ctx, svc); err != nil {
-		return 0, err
+		return createdAt, createdAt, err
 	}
 	if err := stream.AwaitMoreAnswers(ctx, 1); err != nil {
-		return 0, fmt.Errorf("waiting for an answer of %s: %w", address, err)
+		return createdAt, createdAt, fmt.Errorf("waiting for an answer of %s: %w", address, err)
 	}
-	return stream.FirstAnswerTime().Sub(begun), nil
+	return createdAt, stream.FirstAnswerTime(), nil
 }
