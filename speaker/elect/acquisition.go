@@ -172,6 +172,7 @@ func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason
 	m.lease.startWithFirstAddress(m.now, len(m.addressesHeldBySelf))
 	if reason != reasonHandedOver {
 		a.isClaimedWithoutGateway = m.gateways.isSilent
+		m.gateways.recordOwnClaim(a, m.now)
 	}
 	m.claimAddress(a, epoch)
 	m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes}})

@@ -17,6 +17,10 @@ type gatewayWatch struct {
 	isSilent bool
 	// awaited is set from a probe until its result.
 	awaited bool
+	// recentClaims are the addresses that this node has just claimed without gateway, the last one
+	// at recentClaimsAt. A gateway that answers late clears the mark.
+	recentClaims   map[*addressState]struct{}
+	recentClaimsAt time.Time
 	// contestingClaimByAddress has the held addresses to which another node has a higher claim
 	// without gateway. They wait for the result.
 	contestingClaimByAddress map[*addressState]Claim
@@ -27,6 +31,9 @@ const (
 	gatewayAnswerTimeout = time.Second
 	// gatewayProbeTimeout is when the result of a probe counts as lost.
 	gatewayProbeTimeout = 500 * time.Millisecond
+	// lateGatewayAnswerTimeout is how long after a claim without gateway the gateways are asked
+	// again. On a busy machine an answer may miss the first probe.
+	lateGatewayAnswerTimeout = 300 * time.Millisecond
 	// gatewayFrameIntervalDivisor makes the probe of a gateway end before the acquire probe that
 	// begins with it.
 	gatewayFrameIntervalDivisor = 2
@@ -57,8 +64,39 @@ func recordGatewayProbe(m *Machine, sentAt time.Time, isAnswered bool) {
 	if isAnswered {
 		g.answeredAt = m.now
 		m.lease.handleReachabilityProbeResult(sentAt, m.now, m.syncRequests.nextRequestID())
+		unmarkRecentClaims(m)
 	}
 	resolveContestedAddresses(m)
+}
+
+// recordOwnClaim records an address that this node claims.
+func (g *gatewayWatch) recordOwnClaim(a *addressState, now time.Time) {
+	if a.isClaimedWithoutGateway {
+		g.recentClaims[a], g.recentClaimsAt = struct{}{}, now
+	}
+}
+
+// askGatewaysAboutRecentClaims asks again for a while after a claim without gateway.
+func askGatewaysAboutRecentClaims(m *Machine) {
+	g := &m.gateways
+	switch {
+	case len(g.recentClaims) == 0:
+	case m.now.Sub(g.recentClaimsAt) >= lateGatewayAnswerTimeout:
+		clear(g.recentClaims)
+	default:
+		askGateways(m)
+	}
+}
+
+// unmarkRecentClaims claims the recent addresses again, without the mark.
+func unmarkRecentClaims(m *Machine) {
+	for _, a := range sortedByIP(m.gateways.recentClaims) {
+		if a.isHeldBySelf && a.move == nil && a.isClaimedWithoutGateway {
+			a.isClaimedWithoutGateway = false
+			m.claimAddress(a, a.highestKnownClaim.Epoch+1)
+		}
+	}
+	clear(m.gateways.recentClaims)
 }
 
 // isContestable reports whether this node may keep a held address although the claim of another

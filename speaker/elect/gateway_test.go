@@ -74,3 +74,42 @@ func TestGatewayDecidesAboutClaimWithoutGateway(t *testing.T) {
 		})
 	}
 }
+
+// On a busy machine the gateway may answer after the address is taken. The claim then loses its
+// mark. Later answers do not count: the cut may have ended.
+func TestLateGatewayAnswerUnmarksClaim(t *testing.T) {
+	for name, tc := range map[string]struct {
+		delay    time.Duration
+		isMarked bool
+	}{"after 150 ms": {150 * time.Millisecond, false}, "after a second": {time.Second, true}} {
+		t.Run(name, func(t *testing.T) {
+			m := NewMachine("a", 1, DefaultTiming(), testStart)
+			bid := intent.Bid{Address: firstIP, OwnLinkIndexes: []int{1}, Candidates: intent.NewCandidates(map[string]int{"a": 0})}
+			inputs, takenAt := []Input{BidsChanged{Bids: []intent.Bid{bid}}}, time.Time{}
+			for now := testStart; now.Before(testStart.Add(4 * time.Second)); now = now.Add(10 * time.Millisecond) {
+				effects := m.Step(now, append(inputs, TimePassed{})...)
+				inputs = nil
+				for _, e := range effects {
+					switch e := e.(type) {
+					case AcquireProbe:
+						inputs = append(inputs, ProbeFinished{facts.ProbeResult{ID: e.ID, Address: firstIP}})
+					case HoldAddress:
+						takenAt = now
+						if !m.addressesByIP[firstIP].highestKnownClaim.WithoutGateway {
+							t.Error("the first claim is not one without gateway")
+						}
+					case ReachabilityProbe:
+						r := facts.ProbeResult{ID: e.ID}
+						if !takenAt.IsZero() && now.Sub(takenAt) >= tc.delay {
+							r.AnsweringMACs = []facts.MAC{{0xfe}}
+						}
+						inputs = append([]Input{ProbeFinished{r}}, inputs...)
+					}
+				}
+			}
+			if c := m.addressesByIP[firstIP].highestKnownClaim; c.WithoutGateway != tc.isMarked {
+				t.Errorf("the claim is %+v", c)
+			}
+		})
+	}
+}

@@ -72,7 +72,7 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 		addressesHeldBySelf:       map[*addressState]struct{}{},
 		addressesByHolder:         map[string]map[*addressState]struct{}{},
 		addressesToAcquire:        map[*addressState]struct{}{},
-		gateways:                  gatewayWatch{contestingClaimByAddress: map[*addressState]Claim{}},
+		gateways:                  gatewayWatch{recentClaims: map[*addressState]struct{}{}, contestingClaimByAddress: map[*addressState]Claim{}},
 		addressGroupsByCandidates: sameCandidatesGroups{},
 		outbox:                    outbox{claimRepeatsLeftByAddress: map[*addressState]int{}},
 		addressesWithOrphanClaim:  map[*addressState]struct{}{},
@@ -156,6 +156,7 @@ func (m *Machine) performDueWork() {
 	m.performLivenessActions(m.liveness.detectAndReportSilence(m.stepContext(), &m.outbox))
 	m.maintainLease()
 	resolveOverdueContests(m)
+	askGatewaysAboutRecentClaims(m)
 	m.beginAcquisitions()
 	for range maxDueAddressesPerStep {
 		a := m.scheduledAddresses.takeDueAddress(m.now)

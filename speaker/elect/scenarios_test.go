@@ -31,7 +31,7 @@ func (m *Machine) writeStateForFingerprint(w io.Writer) {
 	l := m.lease
 	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.lastAnsweredMessageSentAt), since(l.lastReachabilityProbeAt))
 	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.addressCountLeftToRecheck, l.isAnsweringInIsolation, m.mayHaveStaleMessages())
-	fmt.Fprint(w, since(m.gateways.askedAt), since(m.gateways.answeredAt), m.gateways.isSilent, m.gateways.awaited, len(m.gateways.contestingClaimByAddress), len(m.pendingProbes.addressesAnsweredEarly))
+	fmt.Fprint(w, since(m.gateways.askedAt), since(m.gateways.answeredAt), m.gateways.isSilent, m.gateways.awaited, len(m.gateways.contestingClaimByAddress), len(m.gateways.recentClaims), since(m.gateways.recentClaimsAt), len(m.pendingProbes.addressesAnsweredEarly))
 	fmt.Fprint(w, m.memberNames, m.shutdownHandoverRequested, m.acquisitionsAllowed, since(m.liveness.lastOwnBeaconSentAt), m.syncRequests.lastID, m.pendingProbes.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
@@ -99,7 +99,7 @@ var modelScenarios = map[string]modelScenario{
 	"the LAN is cut": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 3, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		w.gossipPartitionByNode[n.id], w.lanPartitionByNode[n.id] = 1, 1
 	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode, w.lanPartitionByNode = [3]int{}, [3]int{} }},
-	"the LAN is cut, and one node is alone with the gateway": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 3, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+	"the LAN is cut, and one node is alone with the gateway": {startsWithHolders: true, slotCountWithChoices: 110, maxHolderChangesPerAddress: 3, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		for i := range w.nodes {
 			if i != n.id {
 				w.gossipPartitionByNode[i], w.lanPartitionByNode[i] = 1, 1
