@@ -213,7 +213,7 @@ var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) ca
 	adaptRuleWithoutContext((*serviceDiagnosis).explainMisspelledAnnotation),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainSessionWithoutBFD),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyGossip),
-	adaptRuleWithoutContext(explainMissingFailoverNode),
+	explainMissingFailoverNode,
 	adaptRuleWithoutContext((*serviceDiagnosis).explainSlowAPIServer),
 	adaptRuleWithTarget((*serviceDiagnosis).explainNoWorkingController),
 	adaptRuleWithoutContext(explainRequestedHolder),

@@ -1,6 +1,9 @@
 package explain
 
 import (
+	"context"
+	"fmt"
+
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/controller/announcedcondition"
@@ -25,13 +28,17 @@ func layer2NodesWithoutSpeaker(c *serviceDiagnosis) (failed, uncovered []string)
 	return failed, uncovered
 }
 
-// explainMissingFailoverNode names nodes that could take the addresses over if their speaker ran.
-func explainMissingFailoverNode(c *serviceDiagnosis) names.Explanation {
+// explainMissingFailoverNode names nodes that could take the addresses over if their speaker ran,
+// and why it does not.
+func explainMissingFailoverNode(c *serviceDiagnosis, ctx context.Context) cause {
 	failed, _ := layer2NodesWithoutSpeaker(c)
 	if len(failed) == 0 {
-		return names.Explanation{}
+		return cause{}
 	}
-	return names.NewExplanation(names.ReasonNoSpeaker, "%s cannot take it over: %s", joinFirstElements(failed, maxListedElements), announcedcondition.ExplainSpeakerFault(c.installation.speakerStatusByNode[failed[0]]).Text)
+	why := announcedcondition.ExplainSpeakerFault(c.installation.speakerStatusByNode[failed[0]])
+	missing := c.explainMissingSpeakers(ctx)
+	why.Text = fmt.Sprintf("%s cannot take it over: %s; %s", joinFirstElements(failed, maxListedElements), why.Text, missing.text)
+	return cause{c.blameNodesNotReady(ctx, failed, names.Explanation{Reason: names.ReasonNoSpeaker, Text: why.Text}), repairTarget{remedy: missing.remedy}}
 }
 
 // describeUncoveredNodes names nodes on which no speaker is meant to run, as the end of a sentence.

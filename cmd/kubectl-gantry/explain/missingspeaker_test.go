@@ -18,17 +18,19 @@ apiVersion: metallb.io`
 
 // TestFirstLineNamesNodesWithoutSpeaker explains a Service that node1 announces.
 func TestFirstLineNamesNodesWithoutSpeaker(t *testing.T) {
+	deadOnNode2 := manifestEdit{readyOnNode2, strings.Replace(readyOnNode2, `"True", reason: SpeakerRuns`, `"False", reason: NoSpeaker`, 1)}
 	for _, c := range []struct {
 		name       string
 		edits      []manifestEdit
 		wantResult report.Result
 		want       string
 	}{
+		{"its image does not exist", []manifestEdit{deadOnNode2, {"desiredNumberScheduled: 2, numberReady: 2", "desiredNumberScheduled: 2, numberReady: 1"}}, report.ResultNotWell, "default/web: 192.168.0.201 is announced, but node2 cannot take it over: its speaker is gone or silent: look at its Pod, and whether the DaemonSet gantry-speaker covers the node; DaemonSet gantry-speaker has 1 of 2 Pods ready: Pod gantry-speaker-x on node1 does not start: ImagePullBackOff: x"},
 		{"the speaker is dead", []manifestEdit{{readyOnNode2, strings.Replace(readyOnNode2, `"True", reason: SpeakerRuns`, `"False", reason: NoSpeaker`, 1)}}, report.ResultNotWell, "default/web: 192.168.0.201 is announced, but node2 cannot take it over: its speaker is gone or silent"},
 		{"the speaker never ran", []manifestEdit{node2HasNoSpeakerEdit, {"numberReady: 2", "numberReady: 1"}}, report.ResultNotWell, "default/web: 192.168.0.201 is announced, but node2 cannot take it over: no speaker runs there"},
 		{"the DaemonSet does not cover the node", []manifestEdit{node2HasNoSpeakerEdit, {"desiredNumberScheduled: 2, numberReady: 2", "desiredNumberScheduled: 1, numberReady: 1"}}, report.ResultWell, "default/web: 192.168.0.201 from pool first-pool is announced by layer 2; node1 answers; no speaker runs on node2 [Announced]"},
 	} {
-		r := explainTestService(t, applyManifestEdits(t, installationManifests+workingServiceManifests, c.edits))
+		r := explainTestService(t, applyManifestEdits(t, installationManifests+workingServiceManifests+gantryPodManifest("speaker", `{phase: Pending, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: ImagePullBackOff, message: x}}}]}`), c.edits))
 		if r.Result != c.wantResult || !strings.HasPrefix(r.AnswerWithReason(), c.want) || (r.Result == report.ResultNotWell) != (r.Reason == names.ReasonNoSpeaker) {
 			t.Errorf("%s: %s: %s, want %s", c.name, r.Result, r.AnswerWithReason(), c.want)
 		}
