@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -102,6 +103,26 @@ func TestEachCommandTakesTheCommonFlags(t *testing.T) {
 				t.Errorf("%q asks as %v, want jane alone", all, c.impersonatedUsers)
 			}
 		}
+	}
+}
+
+// TestContextFlagChoosesClusterAndNamespace has a kubeconfig with two contexts.
+func TestContextFlagChoosesClusterAndNamespace(t *testing.T) {
+	one, other := newFakeEmptyAPIServer(t), newFakeEmptyAPIServer(t)
+	path := filepath.Join(t.TempDir(), "config")
+	config := fmt.Sprintf(`apiVersion: v1
+kind: Config
+current-context: one
+clusters: [{name: one, cluster: {server: %q}}, {name: other, cluster: {server: %q}}]
+users: [{name: jane, user: {token: x}}]
+contexts: [{name: one, context: {cluster: one, user: jane}}, {name: other, context: {cluster: other, user: jane, namespace: shop}}]
+`, one.URL, other.URL)
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	runWithoutKubeconfig(t, "--kubeconfig", path, "--context", "other", "explain", "service", "web")
+	if len(one.requestedPaths) > 0 || !other.requestedPaths["/api/v1/namespaces/shop/services/web"] {
+		t.Errorf("the first cluster is asked for %v, and the other one for %v", one.requestedPaths, other.requestedPaths)
 	}
 }
 

@@ -88,6 +88,7 @@ func TestClusterWithoutGantryIsRecognized(t *testing.T) {
 	}{
 		{"nothing", workingServiceManifests, "Gantry is not installed", absent("own", "metallb")},
 		{"MetalLB", workingServiceManifests + metalLB, "MetalLB runs in this cluster, and not Gantry", absent("own")},
+		{"MetalLB in another namespace", workingServiceManifests + metalLBChartManifest(""), "MetalLB runs in this cluster, and not Gantry", absent("own")},
 		{"left kinds", workingServiceManifests, "its kinds (gantry.dev) are missing", absent("own")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
