@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -19,6 +20,7 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/controller/announcedcondition"
+	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -214,10 +216,10 @@ func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, explain
 	why := cause{Explanation: explained}
 	switch why.Reason {
 	case names.ReasonNoSpeaker:
-		missing := c.explainMissingSpeakers(ctx)
-		why.target.remedy = missing.remedy
+		missing, leftOut := c.explainMissingSpeakers(ctx), explainNodesLeftOut(ctx, c)
+		why.target = cmp.Or(leftOut.target, repairTarget{remedy: missing.remedy})
 		why.Explanation = c.blameNodesNotReady(ctx, nodesWithoutSpeaker(c.announcementFinding), explained)
-		why.Text += "; " + missing.text + describeNodesWithoutSpeaker(ctx, c)
+		why.Text += "; " + missing.text + leftOut.Text
 	case names.ReasonNotAnnounced:
 		if silent := c.findSilentSpeakers(ctx); len(silent) > 0 {
 			return c.explainSilentSpeakers(ctx, silent)
@@ -236,8 +238,12 @@ func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, explain
 	case names.ReasonNoEndpoints:
 		why.Text += c.describeAbsentEndpoints(ctx)
 	case names.ReasonNoAdvertisement:
-		if unused := explainUnusedAdvertisement(ctx, c); unused.IsSet() {
+		unused := explainUnusedAdvertisement(ctx, c)
+		switch {
+		case unused.IsSet() && isCoveredByAdvertisement(c):
 			why.Text, why.target = why.Text+"; "+unused.Text, unused.target
+		case unused.IsSet():
+			why.Text, why.target = fmt.Sprintf("%s; no other L2Advertisement or BGPAdvertisement selects pool %q", unused.Text, c.view.RecordedPool), unused.target
 		}
 		if down := c.enrichWithWebhookRefusal(ctx, why.Explanation); down.Reason != why.Reason {
 			why = down
@@ -302,9 +308,9 @@ func (e *Explainer) haveAllSpeakersJustStopped(ctx context.Context) bool {
 }
 
 func (c *serviceDiagnosis) explainSilentSpeakers(ctx context.Context, silent []string) cause {
-	missing := c.explainMissingSpeakers(ctx)
-	why := names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), missing.text+describeNodesWithoutSpeaker(ctx, c))
-	return cause{c.blameNodesNotReady(ctx, silent, why), repairTarget{remedy: missing.remedy}}
+	missing, leftOut := c.explainMissingSpeakers(ctx), explainNodesLeftOut(ctx, c)
+	why := names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), missing.text+leftOut.Text)
+	return cause{c.blameNodesNotReady(ctx, silent, why), cmp.Or(leftOut.target, repairTarget{remedy: missing.remedy})}
 }
 
 // explainAllReportersSilent says that all who report to announce the Service are silent.
@@ -342,6 +348,15 @@ func explainFaultyAdvertisement(ctx context.Context, c *serviceDiagnosis) cause 
 		}
 	}
 	return cause{}
+}
+
+// isCoveredByAdvertisement reports whether an advertisement selects the Service, whatever nodes it
+// selects.
+func isCoveredByAdvertisement(c *serviceDiagnosis) bool {
+	svc := advertise.ServiceFromView(&c.view)
+	layer2, _ := advertise.L2AdsCoveringService(c.config.Snapshot, &svc)
+	bgp, _ := advertise.BGPAdsCoveringService(c.config.Snapshot, &svc)
+	return len(layer2.Ads)+len(bgp) > 0
 }
 
 // advertisementsOfPool returns the advertisements that select the pool, without their namespace.

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -57,6 +58,9 @@ type serviceRepair struct{ *serviceDiagnosis }
 func (c serviceRepair) suggestRepair(why cause) []string {
 	n, service := c.gantryNamespace, "-n "+c.key.Namespace
 	if lines := c.suggestRepairOfTarget(&why.target); lines != nil {
+		if why.Reason == names.ReasonClusterAddress {
+			lines = append(lines, c.suggestRemovingAddressRequest())
+		}
 		return lines
 	}
 	switch why.Reason {
@@ -167,7 +171,7 @@ func suggestRepairOfServiceByReason(c *serviceDiagnosis, reason names.Reason) []
 	case names.ReasonNoLocalEndpoints:
 		return []string{"kubectl " + service + "  # spec.externalTrafficPolicy: Cluster", fmt.Sprintf("kubectl -n %s get endpointslices -l %s=%s -o yaml  # nodeName: on which nodes are they?", c.key.Namespace, discoveryv1.LabelServiceName, c.key.Name)}
 	case names.ReasonHolderUnavailable:
-		return []string{fmt.Sprintf("kubectl -n %s annotate service %s --overwrite %s=NODE", c.key.Namespace, c.key.Name, names.AnnotationRequestedHolder)}
+		return []string{fmt.Sprintf("kubectl -n %s annotate service %s --overwrite %s=%s", c.key.Namespace, c.key.Name, names.AnnotationRequestedHolder, exampleHolder(c))}
 	case names.ReasonAddressOutsidePools:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspools  # add %s to spec.addresses of one", c.gantryNamespace, view.JoinAddresses(c.view.AssignedAddresses))}
 	}
@@ -191,12 +195,14 @@ func (c serviceRepair) repairValuesOfReason(r names.Reason) *repairValues {
 	if len(c.announcementFinding.MissingAddresses) > 0 {
 		v.address = c.announcementFinding.MissingAddresses[0].String()
 	}
-	for i := range c.announcementFinding.NodeExplanations {
-		n := &c.announcementFinding.NodeExplanations[i]
-		s := c.installation.speakerStatusByNode[n.Node]
-		isUnfit := s != nil && slices.ContainsFunc(s.Conditions, func(f metav1.Condition) bool { return f.Status == metav1.ConditionFalse && f.Reason == string(r) })
-		if n.Fault().Reason == r || n.Layer2Fault.Reason == r || isUnfit {
-			v.nodes = append(v.nodes, n.Node)
+	for _, of := range c.nodesOfAddresses {
+		for i := range of.nodes {
+			n := &of.nodes[i]
+			s := c.installation.speakerStatusByNode[n.Node]
+			isUnfit := s != nil && slices.ContainsFunc(s.Conditions, func(f metav1.Condition) bool { return f.Status == metav1.ConditionFalse && f.Reason == string(r) })
+			if (n.Fault().Reason == r || n.Layer2Fault.Reason == r || isUnfit) && !slices.Contains(v.nodes, n.Node) {
+				v.nodes = append(v.nodes, n.Node)
+			}
 		}
 	}
 	v.peer = c.peerWithFault(r)
@@ -235,8 +241,27 @@ func (c serviceRepair) examplePoolName() string {
 		if len(known) == 1 {
 			return known[0]
 		}
+		if open := namesOfPoolsToUse(c.serviceDiagnosis); len(open) > 0 {
+			return open[0]
+		}
+		for _, p := range c.config.Snapshot.Pools {
+			if p.ServiceAllocation == nil { // a Service that names it gets its addresses
+				return p.Name
+			}
+		}
 	}
 	return "POOL"
+}
+
+// exampleHolder names a node for an example: the one that was probably meant.
+func exampleHolder(c *serviceDiagnosis) string {
+	if c.config != nil {
+		known := namesOf(c.config.Nodes, func(n snapshot.NodeLabels) string { return n.Name })
+		if near := findSimilarNames(c.view.RequestedHolder, known); len(near) > 0 && !slices.Contains(known, c.view.RequestedHolder) {
+			return near[0]
+		}
+	}
+	return "NODE"
 }
 
 // kubectlEdit returns the command that edits an object of the configuration, and says what in it.

@@ -2,7 +2,6 @@ package explain
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -18,12 +17,12 @@ import (
 // maxNodesAskedForTaints bounds how many nodes are read one by one.
 const maxNodesAskedForTaints = 4
 
-// describeNodesWithoutSpeaker says why the DaemonSet of the speakers leaves out a node that should
-// announce the Service, as the end of a sentence.
-func describeNodesWithoutSpeaker(ctx context.Context, c *serviceDiagnosis) string {
+// explainNodesLeftOut says why the DaemonSet of the speakers leaves out a node that should announce
+// the Service. Its text is the end of a sentence.
+func explainNodesLeftOut(ctx context.Context, c *serviceDiagnosis) cause {
 	d := c.installation.speakerDaemonSet
 	if d == nil {
-		return ""
+		return cause{}
 	}
 	asked, silent := 0, c.findSilentSpeakers(ctx)
 	for i := range c.announcementFinding.NodeExplanations {
@@ -37,18 +36,22 @@ func describeNodesWithoutSpeaker(ctx context.Context, c *serviceDiagnosis) strin
 		if err := c.objectReader.GetFromServer(ctx, client.ObjectKey{Name: n.Node}, &node); err != nil {
 			continue
 		}
-		if text := explainNodeLeftOut(d, &node); text != "" {
-			return "; " + text
+		if why := explainNodeLeftOut(d, &node); why.IsSet() {
+			why.Text = "; " + why.Text
+			return why
 		}
 	}
-	return ""
+	return cause{}
 }
 
-// explainNodeLeftOut says why a DaemonSet has no Pod on a node; "" if it is not known.
-func explainNodeLeftOut(d *appsv1.DaemonSet, node *corev1.Node) string {
+// explainNodeLeftOut says why a DaemonSet has no Pod on a node, if that is known.
+func explainNodeLeftOut(d *appsv1.DaemonSet, node *corev1.Node) cause {
+	because := func(field, format string, args ...any) cause {
+		return cause{names.NewExplanation(names.ReasonNoSpeaker, format, args...), repairTarget{kind: "DaemonSet", key: client.ObjectKeyFromObject(d), field: "spec.template.spec." + field}}
+	}
 	spec := &d.Spec.Template.Spec
 	if wanted := labels.SelectorFromSet(spec.NodeSelector); !wanted.Matches(labels.Set(node.Labels)) {
-		return fmt.Sprintf("DaemonSet %s has the nodeSelector %s, which does not match %s: correct it, or label the node", d.Name, wanted, node.Name)
+		return because("nodeSelector", "DaemonSet %s has the nodeSelector %s, which does not match %s: correct it, or label the node", d.Name, wanted, node.Name)
 	}
 	for i := range node.Spec.Taints {
 		taint := &node.Spec.Taints[i]
@@ -58,7 +61,7 @@ func explainNodeLeftOut(d *appsv1.DaemonSet, node *corev1.Node) string {
 		if taint.Effect == corev1.TaintEffectPreferNoSchedule || isOfKubernetes || slices.ContainsFunc(spec.Tolerations, tolerates) {
 			continue
 		}
-		return fmt.Sprintf("%s has the taint %s, which DaemonSet %s does not tolerate: add it to the tolerations there", node.Name, taint.ToString(), d.Name)
+		return because("tolerations", "%s has the taint %s, which DaemonSet %s does not tolerate: add it to the tolerations there", node.Name, taint.ToString(), d.Name)
 	}
-	return ""
+	return cause{}
 }
