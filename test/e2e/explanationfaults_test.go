@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
-	"strings"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
@@ -101,34 +100,8 @@ func (h *faultTestCluster) otherHostFaults() []explanationFault {
 				return h.ApplyManifests(ctx, proxied)
 			},
 			repair: func(context.Context) error { return proxy.stop() }},
-		{name: "strictARP is missing", service: "stray", manifests: kubeProxyWithoutStrictARPManifest + poolWithoutAutoAssignManifest("stray", "192.168.0.147", l2AdvertisementSpecOfPool("stray", "")), reason: names.ReasonStrayAnswer, text: "answers for it and does not hold it: kube-proxy runs in mode ipvs without strictARP",
-			// In mode ipvs, kube-proxy gives the addresses of all Services to such a link of each
-			// node. The Pod is on node1.
-			edit: func(ctx context.Context) error {
-				for _, c := range []string{"link add kube-ipvs0 type dummy", "address add 192.168.0.147/32 dev kube-ipvs0"} {
-					if err := h.RunOnHost("node2", "ip", strings.Fields(c)...); err != nil {
-						return err
-					}
-				}
-				return h.ApplyManifests(ctx, serviceManifest("stray", "metallb.io/address-pool: stray", "externalTrafficPolicy: Local"))
-			},
-			repair: h.runInSequenceFunc(func(context.Context) error { return h.RunOnHost("node2", "ip", "link", "del", "kube-ipvs0") }, h.kubectlFunc("-n", "kube-system", "delete", "configmap", "kube-proxy"))},
 	}
 }
-
-// kubeProxyWithoutStrictARPManifest is the configuration of kube-proxy in mode ipvs, as kubeadm
-// writes it.
-const kubeProxyWithoutStrictARPManifest = `apiVersion: v1
-kind: ConfigMap
-metadata: {name: kube-proxy, namespace: kube-system}
-data:
-  config.conf: |
-    kind: KubeProxyConfiguration
-    ipvs:
-      strictARP: false
-    mode: ipvs
----
-`
 
 // arpProxy is a host that answers ARP requests for addresses that it does not have.
 type arpProxy struct {

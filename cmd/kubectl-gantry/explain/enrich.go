@@ -330,26 +330,6 @@ func (c *serviceDiagnosis) explainAllReportersSilent(ctx context.Context) cause 
 	return c.explainSilentSpeakers(ctx, silent)
 }
 
-// explainFaultyAdvertisement names an advertisement that is not read as it is written: the pool of
-// the Service may be misspelt there, for example. If advertisements name the pool, the others are
-// no cause.
-func explainFaultyAdvertisement(ctx context.Context, c *serviceDiagnosis) cause {
-	advertising := advertisementsOfPool(c.config.Snapshot, c.view.RecordedPool)
-	if len(advertising) > 0 {
-		for _, name := range findBrokenAdvertisements(ctx, c) {
-			advertising = append(advertising, snapshot.ObjectReference{Kind: "BGPAdvertisement", Name: name})
-		}
-	}
-	for i := range c.config.Problems {
-		p := &c.config.Problems[i]
-		isInvolved := len(advertising) == 0 || slices.Contains(advertising, snapshot.ObjectReference{Kind: p.Object.Kind, Name: p.Object.Name})
-		if strings.HasSuffix(p.Object.Kind, "Advertisement") && isInvolved && !p.IsOnlyAdvice() {
-			return cause{names.NewExplanation(p.Reason, "%s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text), targetOfProblem(p)}
-		}
-	}
-	return cause{}
-}
-
 // isCoveredByAdvertisement reports whether an advertisement selects the Service, whatever nodes it
 // selects.
 func isCoveredByAdvertisement(c *serviceDiagnosis) bool {

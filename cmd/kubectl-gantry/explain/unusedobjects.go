@@ -20,7 +20,61 @@ import (
 // explainUnusedAdvertisement names an advertisement that its author may have meant for the Service,
 // and why it does not count.
 func explainUnusedAdvertisement(ctx context.Context, c *serviceDiagnosis) cause {
-	return cmp.Or(explainFaultyAdvertisement(ctx, c), explainAdvertisementElsewhere(ctx, c), explainAdvertisementOfOthers(c), explainAdvertisementWithoutBGP(ctx, c))
+	faulty, isMeant := explainFaultyAdvertisement(ctx, c)
+	if isMeant {
+		return faulty
+	}
+	return cmp.Or(explainAdvertisementElsewhere(ctx, c), explainAdvertisementOfOthers(c), explainAdvertisementWithoutBGP(ctx, c), faulty)
+}
+
+// reasonsOfUncoveredPools are the faults by which an advertisement does not cover a pool that its
+// author meant.
+var reasonsOfUncoveredPools = []names.Reason{names.ReasonUnknownPool, names.ReasonInvalidSelector, names.ReasonAggregationLength, names.ReasonConflictingAdvertisements, names.ReasonDuplicate}
+
+// explainFaultyAdvertisement names an advertisement that is not read as it is written: the pool of
+// the Service may be misspelt there, for example. isMeant reports whether the advertisement seems
+// to be meant for this pool. If advertisements name the pool, the others are no cause.
+func explainFaultyAdvertisement(ctx context.Context, c *serviceDiagnosis) (faulty cause, isMeant bool) {
+	advertising := advertisementsOfPool(c.config.Snapshot, c.view.RecordedPool)
+	for _, name := range findBrokenAdvertisements(ctx, c) {
+		advertising = append(advertising, snapshot.ObjectReference{Kind: "BGPAdvertisement", Name: name})
+	}
+	listed := listPoolsOfAdvertisements(ctx, c)
+	for i := range c.config.Problems {
+		p := &c.config.Problems[i]
+		ad := snapshot.ObjectReference{Kind: p.Object.Kind, Name: p.Object.Name}
+		if !strings.HasSuffix(ad.Kind, "Advertisement") || p.IsOnlyAdvice() || !slices.Contains(reasonsOfUncoveredPools, p.Reason) {
+			continue
+		}
+		isMeant = slices.Contains(advertising, ad) || len(advertising) == 0 && len(findSimilarNames(c.view.RecordedPool, append(listed[ad], ad.Name))) > 0
+		why := cause{names.NewExplanation(p.Reason, "%s %s has a fault: %s", ad.Kind, ad.Name, p.Text), targetOfProblem(p)}
+		if isMeant {
+			return why, true
+		}
+		if len(advertising) == 0 {
+			faulty = cmp.Or(faulty, why)
+		}
+	}
+	return faulty, false
+}
+
+// listPoolsOfAdvertisements returns the names in spec.ipAddressPools of each advertisement.
+func listPoolsOfAdvertisements(ctx context.Context, c *serviceDiagnosis) map[snapshot.ObjectReference][]string {
+	out := map[snapshot.ObjectReference][]string{}
+	var layer2 v1beta1.L2AdvertisementList
+	var bgp v1beta1.BGPAdvertisementList
+	for _, list := range []client.ObjectList{&layer2, &bgp} {
+		if err := c.objectReader.List(ctx, list, client.InNamespace(c.gantryNamespace)); err != nil {
+			return out
+		}
+	}
+	for i := range layer2.Items {
+		out[snapshot.ObjectReference{Kind: "L2Advertisement", Name: layer2.Items[i].Name}] = layer2.Items[i].Spec.IPAddressPools
+	}
+	for i := range bgp.Items {
+		out[snapshot.ObjectReference{Kind: "BGPAdvertisement", Name: bgp.Items[i].Name}] = bgp.Items[i].Spec.IPAddressPools
+	}
+	return out
 }
 
 // explainAdvertisementElsewhere names an advertisement that does not count, because it is in
@@ -59,17 +113,26 @@ func (e *Explainer) describeObjectElsewhere(ctx context.Context, listByKind map[
 // pools out.
 func explainAdvertisementOfOthers(c *serviceDiagnosis) cause {
 	s := c.config.Snapshot
+	var first cause
+	take := func(kind, name string, pools []string, serviceSelectorCount int) (isMeant bool) {
+		why := explainSelectorsWithoutMatch(c, snapshot.ObjectReference{Kind: kind, Name: name}, pools, serviceSelectorCount)
+		if isMeant = why.IsSet() && (len(pools) > 0 || len(findSimilarNames(c.view.RecordedPool, []string{name})) > 0); isMeant {
+			first = why
+		}
+		first = cmp.Or(first, why)
+		return isMeant
+	}
 	for _, ad := range s.L2Advertisements {
-		if why := explainSelectorsWithoutMatch(c, snapshot.ObjectReference{Kind: "L2Advertisement", Name: ad.Name}, ad.Pools, len(ad.ServiceSelectors)); why.IsSet() {
-			return why
+		if take("L2Advertisement", ad.Name, ad.Pools, len(ad.ServiceSelectors)) {
+			return first
 		}
 	}
 	for _, ad := range s.BGPAdvertisements {
-		if why := explainSelectorsWithoutMatch(c, snapshot.ObjectReference{Kind: "BGPAdvertisement", Name: ad.Name}, ad.Pools, len(ad.ServiceSelectors)); why.IsSet() {
-			return why
+		if take("BGPAdvertisement", ad.Name, ad.Pools, len(ad.ServiceSelectors)) {
+			return first
 		}
 	}
-	return cause{}
+	return first
 }
 
 // explainSelectorsWithoutMatch says which selectors of an advertisement match nothing. It is called
