@@ -34,16 +34,22 @@ type SpeakerStatusStatus struct {
 	// +listType=atomic
 	// +optional
 	Unreachable []string `json:"unreachable,omitempty"`
-	// Conflicts are foreign hosts that answer for an address that the node holds or wants to take.
-	// It has at most 16 entries.
+	// Conflicts are foreign hosts that answer for an address that the node holds or wants to take:
+	// for each address the host that was heard first. It has at most 512 entries.
 	// +listType=atomic
 	// +optional
 	Conflicts []SpeakerConflict `json:"conflicts,omitempty"`
+	// ConflictsOmitted is how many more addresses have a conflict. Example: 3.
+	// +optional
+	ConflictsOmitted int32 `json:"conflictsOmitted,omitempty"`
 	// AwaitingProxy are Services ("namespace/name") with new endpoints on this node that kube-proxy
-	// does not know yet. It has at most 16 entries. Example: ["default/web"].
+	// does not know yet. It has at most 512 entries. Example: ["default/web"].
 	// +listType=atomic
 	// +optional
 	AwaitingProxy []string `json:"awaitingProxy,omitempty"`
+	// AwaitingProxyOmitted is how many more Services await kube-proxy. Example: 3.
+	// +optional
+	AwaitingProxyOmitted int32 `json:"awaitingProxyOmitted,omitempty"`
 	// Moves are the last addresses that the node took over, or gave up without a successor, the
 	// newest first. It has at most 32 entries; earlier moves are not known.
 	// +listType=atomic
@@ -130,7 +136,7 @@ type SpeakerLink struct {
 	// +listType=atomic
 	// +optional
 	Families []string `json:"families,omitempty"`
-	// Subnets of the link, sorted, without link-local ones. It has at most 16 entries. Example:
+	// Subnets of the link, sorted, without link-local ones. It has at most 512 entries. Example:
 	// ["192.0.2.0/24"].
 	// +listType=atomic
 	// +optional

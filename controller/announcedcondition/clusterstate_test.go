@@ -269,3 +269,18 @@ func TestNodeOfManyServicesThatAwaitsKubeProxyDoesNotCount(t *testing.T) {
 	h.editSpeakerStatus("node1", func(s *v1alpha1.SpeakerStatusStatus) { s.AwaitingProxy = nil })
 	h.expectCondition("kube-proxy knows them", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 }
+
+// TestTextSaysWhichListsAreCut has a Service that nobody announces. A node lists only some of the
+// Services that await kube-proxy.
+func TestTextSaysWhichListsAreCut(t *testing.T) {
+	h := newConditionWriterHarness(t)
+	h.announceByLayer2Only(corev1.ServiceExternalTrafficPolicyLocal)
+	h.setSpeakerPodReadiness("node1", corev1.ConditionTrue)
+	if err := h.api.DeleteAllOf(t.Context(), &v1beta1.ServiceL2Status{}, client.InNamespace(names.DefaultNamespace)); err != nil {
+		t.Fatal(err)
+	}
+	h.editSpeakerStatus("node1", func(s *v1alpha1.SpeakerStatusStatus) {
+		s.AwaitingProxy, s.AwaitingProxyOmitted = []string{"default/a", "default/b"}, 7
+	})
+	h.expectCondition("a cut list", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionFalse, names.ReasonNotAnnounced, "on node1, kube-proxy does not know the endpoints of 9 Services, of which the SpeakerStatus names 2")
+}

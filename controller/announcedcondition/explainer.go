@@ -2,6 +2,8 @@ package announcedcondition
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -75,7 +77,23 @@ func (r *announcementStateReader) explainUnannounced(ctx context.Context, config
 	if silence.hasNoPods {
 		return names.NewExplanation(names.ReasonNoSpeaker, "nodes may announce the Service, and none reports that it does: there is no Pod of a speaker in namespace %s: look at the DaemonSet gantry-speaker", r.namespace), false, nil
 	}
-	return names.NewExplanation(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.namespace), false, nil
+	return names.NewExplanation(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)%s", r.namespace, describeCutLists(speakers)), false, nil
+}
+
+// describeCutLists says which lists of the speakers are cut, as the end of a sentence: the Service
+// may be among those that are left out.
+func describeCutLists(speakers map[string]*v1alpha1.SpeakerStatusStatus) string {
+	var out string
+	for _, node := range slices.Sorted(maps.Keys(speakers)) {
+		s := speakers[node]
+		if s.AwaitingProxyOmitted > 0 {
+			out += fmt.Sprintf("; on %s, kube-proxy does not know the endpoints of %d Services, of which the SpeakerStatus names %d", node, len(s.AwaitingProxy)+int(s.AwaitingProxyOmitted), len(s.AwaitingProxy))
+		}
+		if s.ConflictsOmitted > 0 {
+			out += fmt.Sprintf("; %s hears foreign hosts for %d addresses, of which the SpeakerStatus names %d", node, len(s.Conflicts)+int(s.ConflictsOmitted), len(s.Conflicts))
+		}
+	}
+	return out
 }
 
 func explainNoEndpoints() names.Explanation {

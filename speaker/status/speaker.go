@@ -32,7 +32,7 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 	}
 	out := v1alpha1.SpeakerStatusStatus{
 		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.HeldBindings)), Links: listSpeakerLinks(in),
-		Unavailable: string(in.Plan.NodeUnavailableReason), Unreachable: in.GossipFaults.UnreachableNodes[:min(len(in.GossipFaults.UnreachableNodes), maxListEntriesInSpeakerStatus)],
+		Unavailable: string(in.Plan.NodeUnavailableReason), Unreachable: in.GossipFaults.UnreachableNodes[:min(len(in.GossipFaults.UnreachableNodes), maxUnreachableNodesInSpeakerStatus)],
 		Conditions: []metav1.Condition{buildReadyCondition(), buildLayer2UsableCondition(in), buildUncontestedCondition(in), buildGossipCondition(&in.GossipFaults), buildFitCondition(in)},
 	}
 	for _, l := range out.Links {
@@ -40,18 +40,35 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 			out.UsableLinks = append(out.UsableLinks, l.Name)
 		}
 	}
-	for _, k := range in.ServicesAwaitingProxy[:min(len(in.ServicesAwaitingProxy), maxListEntriesInSpeakerStatus)] {
+	awaiting, omitted := cutList(in.ServicesAwaitingProxy)
+	out.AwaitingProxyOmitted = omitted
+	for _, k := range awaiting {
 		out.AwaitingProxy = append(out.AwaitingProxy, k.String())
 	}
-	all := slices.Concat(in.HeldAddressConflicts.All(), in.AcquireConflicts.All())
-	for _, c := range all[:min(len(all), maxListEntriesInSpeakerStatus)] {
+	// A host that forges Ethernet addresses must not keep the conflicts of other addresses out.
+	isSameAddress := func(x, y AddressConflict) bool { return x.Address == y.Address }
+	conflicts, omitted := cutList(slices.CompactFunc(slices.Concat(in.HeldAddressConflicts.All(), in.AcquireConflicts.All()), isSameAddress))
+	out.ConflictsOmitted = omitted
+	for _, c := range conflicts {
 		out.Conflicts = append(out.Conflicts, v1alpha1.SpeakerConflict{Address: c.Address.String(), MAC: c.ForeignMAC.String(), Since: metav1.NewTime(c.FirstSeenAt.Truncate(time.Second).UTC())})
 	}
 	return out
 }
 
-// maxListEntriesInSpeakerStatus bounds the lists of a SpeakerStatus, so that it stays small.
-const maxListEntriesInSpeakerStatus = 16
+const (
+	// maxUnreachableNodesInSpeakerStatus bounds the list of unreachable nodes, which only people
+	// read.
+	maxUnreachableNodesInSpeakerStatus = 16
+	// maxListEntriesInSpeakerStatus bounds the lists of a SpeakerStatus by which the controller
+	// explains Services. It is so high that nearly no list is cut. The lists then have about 20 kB.
+	maxListEntriesInSpeakerStatus = 512
+)
+
+// cutList returns the first elements of a list, and how many more there are.
+func cutList[T any](all []T) (first []T, omitted int32) {
+	n := min(len(all), maxListEntriesInSpeakerStatus)
+	return all[:n], int32(len(all) - n)
+}
 
 // buildReadyCondition says that this speaker lives. Another speaker replaces it when this one is
 // dead.
@@ -115,8 +132,8 @@ func buildSpeakerLink(l facts.Link, all *facts.PublishedLinks, nodeAddresses []n
 			out.Families = append(out.Families, ipfamily.FamilyOf(a).String())
 		}
 	}
-	subnets := l.Subnets()
-	for _, p := range subnets[:min(len(subnets), maxListEntriesInSpeakerStatus)] {
+	subnets, _ := cutList(l.Subnets())
+	for _, p := range subnets {
 		out.Subnets = append(out.Subnets, p.String())
 	}
 	return out

@@ -228,6 +228,37 @@ func TestSpeakerStatusDescribesSubnets(t *testing.T) {
 	}
 }
 
+// TestCutListsSayHowManyAreLeftOut has more Services and conflicts than a SpeakerStatus lists, and
+// a host that answers for the first address with many Ethernet addresses.
+func TestCutListsSayHowManyAreLeftOut(t *testing.T) {
+	in := exampleInputs()
+	for i := range maxListEntriesInSpeakerStatus + 3 {
+		in.ServicesAwaitingProxy = append(in.ServicesAwaitingProxy, view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("s%04d", i)})
+	}
+	var conflicts Conflicts
+	now := time.Unix(1_700_000_000, 0)
+	for i := range conflictsPerAddressLimit {
+		conflicts.RecordConflict(netip.MustParseAddr("192.0.2.1"), facts.MAC{2, 0, 0, 0, 0, byte(i)}, now)
+	}
+	for i := range 40 {
+		conflicts.RecordConflict(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), facts.MAC{2, 0, 0, 0, 1, 1}, now)
+	}
+	in.AcquireConflicts = &conflicts
+	s := BuildSpeakerStatus(in)
+	if len(s.AwaitingProxy) != maxListEntriesInSpeakerStatus || s.AwaitingProxyOmitted != 3 {
+		t.Errorf("%d Services await kube-proxy, and %d are left out, want %d and 3", len(s.AwaitingProxy), s.AwaitingProxyOmitted, maxListEntriesInSpeakerStatus)
+	}
+	if len(s.Conflicts) != 41 || s.Conflicts[0].MAC != "02:00:00:00:00:00" || s.ConflictsOmitted != 0 {
+		t.Errorf("there are %d conflicts (%d are left out), want one for each of 41 addresses: %+v", len(s.Conflicts), s.ConflictsOmitted, s.Conflicts)
+	}
+	for i := range maxListEntriesInSpeakerStatus {
+		conflicts.RecordConflict(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), facts.MAC{2, 0, 0, 0, 1, 1}, now)
+	}
+	if s := BuildSpeakerStatus(in); s.ConflictsOmitted != 41 {
+		t.Errorf("%d conflicts are left out, want 41", s.ConflictsOmitted)
+	}
+}
+
 func TestBuildSpeakerStatus(t *testing.T) {
 	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2}})
 	in.UsableLinks = slices.Clone(exampleLinks)
