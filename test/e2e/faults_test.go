@@ -45,6 +45,9 @@ type fault struct {
 	// reason is the word, and text the part of the sentence, that the person has to find.
 	reason names.Reason
 	text   string
+	// conditionOfWorkingService is set if the Service has an address and is announced all the same:
+	// this condition is True, and its text names the cause.
+	conditionOfWorkingService string
 	// objectConditionNamingCause is set if the Service is announced all the same: then a condition
 	// of this object names the cause, and not kubectl describe service.
 	objectConditionNamingCause *objectCondition
@@ -94,7 +97,7 @@ func TestKubectlDescribeServiceNamesEachFault(t *testing.T) {
 			})
 		}
 	})
-	for _, f := range slices.Concat(h.nodeFaults(), h.routerFaults()) {
+	for _, f := range slices.Concat([]fault{misspeltAnnotationFault}, h.nodeFaults(), h.routerFaults()) {
 		t.Run(f.name, func(t *testing.T) { h.testFaultAndRepair(ctx, t, f) })
 	}
 	t.Run("blocked gossip", func(t *testing.T) { h.testBlockedGossipIsReported(ctx, t) })
@@ -164,10 +167,15 @@ func (h *faultTestCluster) expectDescribeNamesCause(ctx context.Context, t *test
 		if len(svc.Status.LoadBalancer.Ingress) == 0 {
 			c = meta.FindStatusCondition(svc.Status.Conditions, names.ConditionAddressAssigned)
 		}
-		if c == nil || c.Status != metav1.ConditionFalse || c.Reason != string(f.reason) || !strings.Contains(c.Message, f.text) {
-			return fmt.Errorf("the condition is %+v, want %s: %s", c, f.reason, f.text)
+		wantStatus, wantReason, eventPrefix := metav1.ConditionFalse, f.reason, string(f.reason)+": "
+		if f.conditionOfWorkingService != "" {
+			c = meta.FindStatusCondition(svc.Status.Conditions, f.conditionOfWorkingService)
+			wantStatus, wantReason, eventPrefix = metav1.ConditionTrue, names.ReasonAssigned, ""
 		}
-		h.recordSeenReason(c.Reason)
+		if c == nil || c.Status != wantStatus || c.Reason != string(wantReason) || !strings.Contains(c.Message, f.text) {
+			return fmt.Errorf("the condition is %+v, want %s: %s", c, wantReason, f.text)
+		}
+		h.recordSeenReason(string(f.reason))
 		text, err := h.kubectlDescribeService(ctx, f.service)
 		if err != nil {
 			return err
@@ -175,7 +183,7 @@ func (h *faultTestCluster) expectDescribeNamesCause(ctx context.Context, t *test
 		for _, line := range strings.Split(text, "\n") {
 			// A new Service without Pods is not worth a Warning yet.
 			isKind := strings.Contains(line, "Warning") || f.reason == names.ReasonNoEndpoints && strings.Contains(line, "Normal")
-			if isKind && strings.Contains(line, string(f.reason)+": ") && strings.Contains(line, f.text) {
+			if isKind && strings.Contains(line, eventPrefix) && strings.Contains(line, f.text) {
 				return nil
 			}
 		}
@@ -263,6 +271,13 @@ func (h *faultTestCluster) kubectlFunc(args ...string) func(context.Context) err
 		_, err := h.RunKubectl(ctx, "", args...)
 		return err
 	}
+}
+
+// misspeltAnnotationFault is an annotation with a misspelt key.
+var misspeltAnnotationFault = fault{
+	name: "a misspelt annotation", service: "misspelt", reason: names.ReasonUnknownAnnotation, conditionOfWorkingService: names.ConditionAddressAssigned,
+	text:      "the annotation metallb.io/loadBalancerIP is unknown and ignored: did you mean metallb.io/loadBalancerIPs?",
+	manifests: serviceManifest("misspelt", "metallb.io/loadBalancerIP: 192.168.0.225", ""), repairManifests: serviceManifest("misspelt", "metallb.io/loadBalancerIPs: 192.168.0.225", ""),
 }
 
 // nodeFaults are faults of nodes and speakers, for Services whose Pod runs on node1.
@@ -356,6 +371,13 @@ func (h *faultTestCluster) routerFaults() []fault {
 	session := &objectCondition{"bgpsession", "tor.node1", names.ConditionBFDWatchesPath}
 	faults = append(faults, fault{name: "BFD on one side", service: "routed", reason: names.ReasonBFDDown, text: "", objectConditionNamingCause: session,
 		manifests: "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: fast, namespace: metallb-system}\nspec: {}\n---\n" + torPeerManifest(", bfdProfile: fast"), repairManifests: torPeerManifest("")})
+	faults = append(faults, fault{name: "BFD on the router's side only", service: "routed", reason: names.ReasonBFDNotConfigured, text: "the router sends BFD packets, and BGPPeer tor has no bfdProfile", objectConditionNamingCause: session,
+		edit: func(ctx context.Context) error {
+			return h.tor.ChangeRunningConfig(ctx, "router bgp 65000\n neighbor nodes bfd\n")
+		},
+		repair: func(ctx context.Context) error {
+			return h.tor.ChangeRunningConfig(ctx, "router bgp 65000\n no neighbor nodes bfd\n")
+		}})
 	faults = append(faults, fault{name: "a missing Secret", service: "routed", reason: names.ReasonNoSession, text: "(UnknownSecret)", edit: replacePeer(", passwordSecret: {name: missing}"), repair: replacePeer("")})
 	return append(faults, fault{name: "the router dies", service: "routed", reason: names.ReasonNoSession, text: "0 of 2 BGP sessions carry the Service",
 		edit:   func(ctx context.Context) error { return h.tor.Stop(ctx) },
