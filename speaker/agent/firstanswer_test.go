@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -71,5 +72,42 @@ func TestNewServiceIsAnsweredBeforeItsAddressIsTaken(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Two new Services have wireCheck Warn. The address of one is free: the node answers before it
+// announces the address. A host uses the other address: the node does not announce it, and soon
+// does not answer for it either.
+func TestNewServicesAreAnsweredOnRealLinks(t *testing.T) {
+	m := newRealLinksHarness(t)
+	eth0 := m.connectNewNodeLink("eth0")
+	m.nodeNamespace.AddAddressToLink("eth0", "192.168.0.11/24")
+	m.awaitAnswersFrom("the node has its link", eth0)
+	free, used := serviceIPv4.Next(), m.addressOfClient
+	changes := []PlannerInputChange{NewSnapshotReplacedChange(&snapshot.Snapshot{
+		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: serviceIPv4, Last: used}}}},
+		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, WireCheck: snapshot.WireCheckWarn}},
+	})}
+	for name, address := range map[string]netip.Addr{"free": free, "used": used} {
+		key := view.ObjectKey{Namespace: "default", Name: name}
+		changes = append(changes, NewServiceUpsertedChange(view.Service{Key: key, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}}),
+			NewEndpointsReplacedChange(view.Endpoints{Service: key, AnyServing: true, ServingNodes: []string{"node1"}, ReadyNodes: []string{"node1"}}))
+	}
+	m.agent.PostChanges(t.Context(), changes...)
+	for begun := time.Now(); time.Since(begun) < 2*time.Second || len(m.framesAbout(free)) == 0 && time.Since(begun) < 30*time.Second; {
+		m.sendClientRequest(free)
+		m.sendClientRequest(used)
+		<-time.After(2 * time.Millisecond)
+	}
+	announced := slices.IndexFunc(m.framesAbout(free), func(f frameOfNode) bool { return f.isAnnouncement })
+	if announced < 1 {
+		t.Errorf("the announcement of the free address is frame %d, want answers before it", announced)
+	}
+	frames := m.framesAbout(used)
+	if slices.ContainsFunc(frames, func(f frameOfNode) bool { return f.isAnnouncement }) {
+		t.Error("the node announces the address of another host")
+	}
+	if n := len(frames); n > 0 && frames[n-1].receivedAt.Sub(frames[0].receivedAt) > time.Second {
+		t.Errorf("the node answers for the address of another host for %v", frames[n-1].receivedAt.Sub(frames[0].receivedAt))
 	}
 }

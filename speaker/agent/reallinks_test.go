@@ -31,17 +31,29 @@ type realLinksHarness struct {
 	nodeNamespace, clientNamespace *netnstest.Namespace
 	clientPort                     layer2.Port // of the client
 	clientMAC                      facts.MAC
+	agent                          *Agent
+	// addressOfClient is an address for which the client answers.
+	addressOfClient netip.Addr
 
 	mu sync.Mutex // guards the fields below
+	// framesByAddress has what the node sent for other addresses than that of the Service.
+	framesByAddress map[netip.Addr][]frameOfNode
 	// macsThatAnnounced and macsThatAnswered are the Ethernet addresses that announced the address,
 	// or answered for it.
 	macsThatAnnounced, macsThatAnswered map[facts.MAC]bool
+}
+
+// frameOfNode is an answer or an announcement that the client received.
+type frameOfNode struct {
+	receivedAt     time.Time
+	isAnnouncement bool
 }
 
 func newRealLinksHarness(t *testing.T) *realLinksHarness {
 	m := &realLinksHarness{
 		t: t, nodeNamespace: netnstest.NewNamespace(t), clientNamespace: netnstest.NewNamespace(t),
 		macsThatAnnounced: map[facts.MAC]bool{}, macsThatAnswered: map[facts.MAC]bool{},
+		framesByAddress: map[netip.Addr][]frameOfNode{}, addressOfClient: serviceIPv4.Next().Next(),
 	}
 	watcher := links.NewWatcher(func() ([]string, error) { return links.DefaultExcludePatterns, nil }, slog.New(slog.DiscardHandler))
 	engine := layer2.NewEngine(wire.PacketSocketOpener{}, time.Now)
@@ -50,6 +62,7 @@ func newRealLinksHarness(t *testing.T) *realLinksHarness {
 		GossipMembership: memberstest.NewFakeGossip().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
 		Now:              time.Now, Log: slog.New(slog.DiscardHandler),
 	})
+	m.agent = agent
 	m.connectClient()
 	ctx, cancel := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
@@ -96,6 +109,11 @@ func (m *realLinksHarness) connectClient() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			switch {
+			case f.Operation == layer2.Request && f.TargetIP == m.addressOfClient && f.SenderIP != f.TargetIP:
+				answer, why := layer2.BuildReply(f, m.clientMAC)
+				return answer, why == layer2.NotDropped
+			case f.SenderIP != serviceIPv4 && f.SenderMAC != m.clientMAC:
+				m.framesByAddress[f.SenderIP] = append(m.framesByAddress[f.SenderIP], frameOfNode{time.Now(), f.SenderIP == f.TargetIP})
 			case f.SenderIP != serviceIPv4:
 			case f.TargetIP == serviceIPv4:
 				m.macsThatAnnounced[f.SenderMAC] = true
@@ -150,13 +168,7 @@ func (m *realLinksHarness) awaitAnswersFrom(sentence string, macs ...facts.MAC) 
 		clear(m.macsThatAnswered)
 		m.mu.Unlock()
 		for range 3 {
-			err := m.clientPort.WriteFrame(layer2.ARPOrNDPFrame{
-				EthernetDestination: layer2.RequestDestinationMAC(serviceIPv4), EthernetSource: m.clientMAC, Operation: layer2.Request,
-				SenderMAC: m.clientMAC, SenderIP: clientIPv4, TargetIP: serviceIPv4,
-			})
-			if err != nil {
-				m.t.Fatal(err)
-			}
+			m.sendClientRequest(serviceIPv4)
 			<-time.After(20 * time.Millisecond) // for all answers
 		}
 		m.mu.Lock()
@@ -170,6 +182,25 @@ func (m *realLinksHarness) awaitAnswersFrom(sentence string, macs ...facts.MAC) 
 		}
 	}
 	m.t.Fatalf("%s: %v answer, want %v", sentence, got, macs)
+}
+
+// sendClientRequest asks for an address.
+func (m *realLinksHarness) sendClientRequest(address netip.Addr) {
+	m.t.Helper()
+	err := m.clientPort.WriteFrame(layer2.ARPOrNDPFrame{
+		EthernetDestination: layer2.RequestDestinationMAC(address), EthernetSource: m.clientMAC, Operation: layer2.Request,
+		SenderMAC: m.clientMAC, SenderIP: clientIPv4, TargetIP: address,
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// framesAbout returns what the node has sent for an address.
+func (m *realLinksHarness) framesAbout(address netip.Addr) []frameOfNode {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.framesByAddress[address])
 }
 
 // awaitAnnouncementFrom waits until the link with the Ethernet address has announced the address.
