@@ -172,10 +172,13 @@ func (h *faultTestCluster) testStopOfAllSpeakersIsReported(ctx context.Context, 
 	}))
 	for _, service := range []string{"web", "routed"} {
 		failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, service, "Unknown", names.ReasonNoSpeaker))
-		text, err := h.kubectlDescribeService(ctx, service)
-		if err != nil || !strings.Contains(text, "NoSpeaker: no speaker runs on any node") {
-			t.Errorf("kubectl describe does not say that no speaker runs (%v):\n%s", err, text)
-		}
+		failOnError(t, cluster.AwaitNoError(ctx, "the event that no speaker runs", func(ctx context.Context) error {
+			text, err := h.kubectlDescribeService(ctx, service)
+			if err == nil && !strings.Contains(text, "NoSpeaker: no speaker runs on any node") {
+				err = fmt.Errorf("kubectl describe does not say so:\n%s", text)
+			}
+			return err
+		}))
 	}
 	signal(syscall.SIGCONT)
 	for _, service := range []string{"web", "routed"} {
