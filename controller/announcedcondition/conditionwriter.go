@@ -71,6 +71,10 @@ const (
 	// missingReportTimeout is how long a report may be missing before the condition becomes False:
 	// a report that is replaced is missing for an instant.
 	missingReportTimeout = 1200 * time.Millisecond
+	// deadSpeakerTimeout is the same if the speakers of all nodes that announced the Service are
+	// dead, and no other node can take over. A speaker that lives and was only cut off from the
+	// gossip corrects its status meanwhile.
+	deadSpeakerTimeout = 250 * time.Millisecond
 	// maxUnannouncedRecheckInterval is how often the reason is determined again while no node
 	// announces. It is shorter at first, while a manifest may still be in the process of being
 	// applied.
@@ -162,7 +166,8 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 		return limitRequeueDelay(result, silence.lookAgainDelay), err
 	}
 	since := r.unannouncedFaults.recordFault(key, r.Now())
-	wait := missingReportTimeout - r.Now().Sub(since)
+	age := r.Now().Sub(since)
+	wait := missingReportTimeout - age
 	if mayBeOver := meta.IsStatusConditionTrue(s.Status.Conditions, c.Type) && reports.areOnlyDeadSpeakersConcerned(); wait > 0 && !mayBeOver {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
@@ -170,7 +175,10 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	if wait > 0 && !isByEveryNode { // another node may be about to take over from the dead one
+	if isByEveryNode { // no other node can take over from the dead one
+		wait = min(wait, deadSpeakerTimeout-age)
+	}
+	if wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(why.Reason), describeUnannouncedAddresses(&found, why)

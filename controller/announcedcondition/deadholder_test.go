@@ -54,15 +54,14 @@ func (h *conditionWriterHarness) markSpeakerDead(node string) {
 	}
 }
 
-// TestDeathOfOnlyHolderIsReportedAtOnce kills the speaker that announces a Service. If no other
-// node can take over, the condition says so at once. Otherwise the other node gets the time that it
-// needs.
-func TestDeathOfOnlyHolderIsReportedAtOnce(t *testing.T) {
+// TestDeathOfOnlyHolderIsReportedSoon kills the speaker that announces a Service. If no other node
+// can take over, the condition says so soon. Otherwise the other node gets the time that it needs.
+func TestDeathOfOnlyHolderIsReportedSoon(t *testing.T) {
 	h := newConditionWriterHarness(t)
 	h.announceByLayer2Only(corev1.ServiceExternalTrafficPolicyLocal)
 	h.expectCondition("the holder lives", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "announced by layer 2")
 	h.markSpeakerDead("node1")
-	h.expectCondition("the only holder is dead", h.reconcileAndAdvanceTimeFor("web", 0), metav1.ConditionFalse, names.ReasonNoSpeaker, "node1: its speaker is gone or silent")
+	h.expectCondition("the only holder is dead", h.reconcileAndAdvanceTimeFor("web", deadSpeakerTimeout), metav1.ConditionFalse, names.ReasonNoSpeaker, "node1: its speaker is gone or silent")
 
 	h = newConditionWriterHarness(t)
 	h.announceByLayer2Only(corev1.ServiceExternalTrafficPolicyCluster)
@@ -70,6 +69,23 @@ func TestDeathOfOnlyHolderIsReportedAtOnce(t *testing.T) {
 	h.markSpeakerDead("node1")
 	h.expectCondition("another node may take over", h.reconcileAndAdvanceTimeFor("web", missingReportTimeout-time.Millisecond), metav1.ConditionTrue, names.ReasonAnnounced, "announced by layer 2")
 	h.expectCondition("no node took over", h.reconcileAndAdvanceTimeFor("web", time.Second), metav1.ConditionFalse, names.ReasonNoSpeaker, "none reports that it does: there is no Pod of a speaker")
+}
+
+// TestSpeakerThatCorrectsItsDeathCausesNoAlarm marks the only speaker that announces a Service as
+// dead, although it is only cut off from the gossip. It corrects that soon.
+func TestSpeakerThatCorrectsItsDeathCausesNoAlarm(t *testing.T) {
+	h := newConditionWriterHarness(t)
+	h.announceByLayer2Only(corev1.ServiceExternalTrafficPolicyLocal)
+	h.reconcileAndAdvanceTimeFor("web", time.Minute)
+	h.serviceWrites, h.sentEvents = 0, nil
+	h.markSpeakerDead("node1")
+	h.reconcileAndAdvanceTimeFor("web", deadSpeakerTimeout-time.Millisecond)
+	h.editSpeakerStatus("node1", func(s *v1alpha1.SpeakerStatusStatus) { s.Conditions = nil })
+	c := h.reconcileAndAdvanceTimeFor("web", time.Minute)
+	h.expectCondition("the speaker lives", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by layer 2")
+	if h.serviceWrites > 0 || len(h.sentEvents) > 0 {
+		t.Errorf("%d writes and the events %q, want none", h.serviceWrites, h.sentEvents)
+	}
 }
 
 // TestTextsAndRemindersHaveSlotsOfTheirOwn lets thousands of texts about lost sessions, and

@@ -23,9 +23,11 @@ const (
 	// vanishedSpeakerCheckDelay is how long a speaker that vanished from the gossip may take to be
 	// reported as dead. After that, a speaker that still says that it runs is unreachable.
 	vanishedSpeakerCheckDelay = 5 * time.Second
-	// ownStatusMarkedDeadCheckDelay is how long after the loss of a member a speaker checks whether
-	// another one has written that this one is dead. That happens when gossip between the two is
-	// blocked.
+	// earlyOwnStatusCheckDelay and ownStatusMarkedDeadCheckDelay are how long after the loss of a
+	// member a speaker checks whether another one has written that this one is dead. That happens
+	// when gossip between the two is blocked. The first check comes before the controller believes
+	// what the other one wrote, and the second one finds what was written late.
+	earlyOwnStatusCheckDelay      = 300 * time.Millisecond
 	ownStatusMarkedDeadCheckDelay = time.Second
 	// minOwnStatusCheckInterval is how often a speaker that has lost no member checks the same:
 	// another one may have lost it all the same. In a large cluster it checks less often: all

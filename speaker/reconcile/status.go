@@ -169,6 +169,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	defer look.Stop()
 	ownCheck := time.NewTimer(time.Hour)
 	ownCheck.Stop()
+	isOwnCheckEarly := false
 	silentCheck := time.NewTimer(time.Hour)
 	silentCheck.Stop()
 	comparison := time.NewTimer(time.Hour)
@@ -177,7 +178,8 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	observeMembers := func() {
 		living, nextCheckIn := w.silentMembers.livingMembers(s, w.options.Now())
 		if w.observeMembersAndMarkDead(ctx, living) {
-			ownCheck.Reset(ownStatusMarkedDeadCheckDelay)
+			ownCheck.Reset(earlyOwnStatusCheckDelay)
+			isOwnCheckEarly = true
 		}
 		if nextCheckIn > 0 {
 			silentCheck.Reset(nextCheckIn)
@@ -207,6 +209,10 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 		case <-retry.C:
 		case <-ownCheck.C:
 			w.forgetWrittenStatusIfMarkedDead(ctx)
+			if isOwnCheckEarly {
+				ownCheck.Reset(ownStatusMarkedDeadCheckDelay - earlyOwnStatusCheckDelay)
+				isOwnCheckEarly = false
+			}
 		case <-look.C:
 			if !observed || !w.recheckWithoutEvent(ctx, s) {
 				continue
