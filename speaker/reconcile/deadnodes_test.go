@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -293,5 +295,36 @@ func TestLivingSpeakerNoticesThatItWasMarkedDead(t *testing.T) {
 	h.expectDeadNodes("the speaker has looked")
 	if n := ownStatusCheckInterval(300); n != 30*time.Second {
 		t.Errorf("each of 300 speakers looks every %s, want 30 s: 10 reads in a second", n)
+	}
+}
+
+// TestSpeakerThatIsCutOffCorrectsItsStatusSoon lets a speaker lose a member because gossip between
+// the two is blocked. The other one writes that this one is dead, at once or somewhat late.
+func TestSpeakerThatIsCutOffCorrectsItsStatusSoon(t *testing.T) {
+	for _, markedAfter := range []time.Duration{50 * time.Millisecond, 700 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newDeadMarkHarness(t, "a", "b")
+			w := h.startWriter("a", "a", "b")
+			w.options.Now, w.options.Metrics = time.Now, NewAnnouncedMetrics("a", nil)
+			w.options.Cache = &informertest.FakeInformers{Scheme: h.api.Scheme()}
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- w.Run(ctx) }()
+			both := []string{"a", "b"}
+			w.ObserveStatus(agent.Status{MemberNames: both})
+			time.Sleep(time.Second)
+			w.ObserveStatus(agent.Status{MemberNames: both, SilentMemberNames: []string{"b"}})
+			time.Sleep(deadMemberReportDelay + markedAfter)
+			h.expectDeadNodes("the speaker has lost a member", "b")
+			if err := w.markDeadSpeaker(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(earlyOwnStatusCheckDelay + 10*time.Millisecond)
+			h.expectDeadNodes(fmt.Sprintf("a mark after %s", markedAfter), "b")
+			stop()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
