@@ -5,7 +5,7 @@ PACK = tools/packages
 IMAGE ?= gantry-lb/gantry:v0.1.0
 PLUGIN_VERSION ?= v0.1.0
 PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
-OVERLAYS = default l2-only webhook prometheus
+OVERLAYS = default l2-only continuity webhook prometheus
 
 .DEFAULT_GOAL := help
 .PHONY: help build deps test check current unit policy e2e model bursts deaths histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean

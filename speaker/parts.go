@@ -19,6 +19,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/tcp"
 	"github.com/gantry-lb/gantry/speaker/checkpoint"
+	"github.com/gantry-lb/gantry/speaker/continuity"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/gossip"
 	"github.com/gantry-lb/gantry/speaker/healthcheck"
@@ -27,6 +28,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links"
 	"github.com/gantry-lb/gantry/speaker/manager"
 	"github.com/gantry-lb/gantry/speaker/options"
+	"github.com/gantry-lb/gantry/speaker/packetrules"
 	"github.com/gantry-lb/gantry/speaker/reconcile"
 )
 
@@ -53,10 +55,11 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	})
 	mgr.ServeAnnouncedRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
 	services, announced, problemGauges := reconcile.NewUIDByServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
+	steering, trafficObserver, steeringFault := newSteeringEngine(o, log)
 	var a *agent.Agent
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), UncachedReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
-		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, GossipAddressesWithOtherKey: member.AddressesWithUnknownGossipKey, GossipKeyFile: o.GossipKeyFile, Now: time.Now, Metrics: announced,
+		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, GossipAddressesWithOtherKey: member.AddressesWithUnknownGossipKey, GossipKeyFile: o.GossipKeyFile, SteeringFault: steeringFault, Now: time.Now, Metrics: announced,
 		Self: o.NodeName, PodName: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds, IsElectionLate: func() bool { return a.IsElectionLate() },
 	})
 	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
@@ -73,12 +76,18 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 		NodeName: o.NodeName, RunNonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, ElectionTiming: elect.DefaultTiming(),
 		Layer2Engine: layer2Engine, BGPEngine: bgpEngine, GossipMembership: member, LinkUpdates: watcher.LinkUpdates(), HealthCheckPoller: healthChecks,
 		ServiceProxyHealthUpdates: proxyWatcher.HealthUpdates(), ServiceProxyOptions: o.ServiceProxyOptions(time.Now()), Now: time.Now, Log: log,
-		ObserveStatus:        func(s agent.Status) { layer2Status.ObserveStatus(s); bgpStatus.ObserveStatus(s) },
+		ObserveStatus: func(s agent.Status) {
+			layer2Status.ObserveStatus(s)
+			bgpStatus.ObserveStatus(s)
+			if steering != nil {
+				steering.ObserveStatus(s)
+			}
+		},
 		ProbeQuestionUpdates: addressProbes.OpenQuestionUpdates(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
 		SaveCheckpoint: member.SaveCheckpoint, RestoreFrom: member.RestoredCheckpoint(),
 	})
 	feed := reconcile.NewClusterFeed(reconcile.ClusterFeedOptions{
-		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), UIDByServiceIndex: services, Agent: a, GossipSeedSetter: member, Log: log,
+		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), UIDByServiceIndex: services, Agent: a, GossipSeedSetter: member, TrafficObserver: trafficObserver, Log: log,
 		Self: o.NodeName, ConfigurationScope: o.ConfigurationScope(), TreatSilentKubeletAsUnfit: o.SilentKubeletPolicy == "Leave", ObserveOwnAddresses: member.SetObservedNodeAddresses, ObserveSynced: mgr.MarkReady,
 		ObserveProblems: func(p []snapshot.Problem) {
 			problemGauges.RecordProblemsOfLoadedConfiguration(p)
@@ -95,7 +104,21 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	if !o.ConfigurationScope().WithoutBGPKinds { // without BGP its engines get nothing to do
 		p.runFuncsWithoutAPIServer = append(p.runFuncsWithoutAPIServer, bgpStatus.Run)
 	}
-	return p, registerMetrics(bfdEngine, bgpEngine, layer2Engine, member.Members, a, announced, problemGauges)
+	collectors := []prometheus.Collector{bfdEngine, bgpEngine, layer2Engine, member.Members, a, announced, problemGauges}
+	if steering != nil {
+		p.runFuncsWithoutAPIServer, collectors = append(p.runFuncsWithoutAPIServer, steering.Run), append(collectors, steering)
+	}
+	return p, registerMetrics(collectors...)
+}
+
+// newSteeringEngine returns the engine that steers connections around dead nodes, and what other
+// parts use of it; nil if that is switched off.
+func newSteeringEngine(o options.Options, log *slog.Logger) (*continuity.Engine, reconcile.TrafficObserver, func() names.Explanation) {
+	if !o.AroundDeadNodes {
+		return nil, nil, nil
+	}
+	e := continuity.NewEngine(continuity.Options{LoadBalancerClass: o.LoadBalancerClass, PacketRules: packetrules.NewWriter(time.Now), Now: time.Now, Log: log})
+	return e, e, e.Fault
 }
 
 func newLayer2Engine(o options.Options) *layer2.Engine {

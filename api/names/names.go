@@ -132,6 +132,9 @@ const (
 	// ConditionHeldAddressesUncontested on a SpeakerStatus: no foreign host claims an address that
 	// the node holds.
 	ConditionHeldAddressesUncontested = "gantry.dev/AddressesUncontested"
+	// ConditionSteersAroundDeadNodes on a SpeakerStatus, if the speaker should do so: new
+	// connections go to living endpoints while a node is dead and Kubernetes does not know it yet.
+	ConditionSteersAroundDeadNodes = "gantry.dev/SteersAroundDeadNodes"
 	// ConditionEstablished on a BGPSession: the session with the router is established.
 	ConditionEstablished = "gantry.dev/Established"
 	// ConditionRoutesAnnounced on an established BGPSession: the router gets every route that it

@@ -130,6 +130,12 @@ const (
 
 // Reasons for what a speaker says of its node and links.
 const (
+	// ReasonSteeringPossible: if a node dies, new connections are steered around it.
+	ReasonSteeringPossible Reason = "SteeringPossible"
+	// ReasonPacketRulesRefused: the kernel refuses the packet rules of the speaker.
+	ReasonPacketRulesRefused Reason = "PacketRulesRefused"
+	// ReasonNoServiceProxy: kube-proxy has no rules on the node; another program replaces it.
+	ReasonNoServiceProxy Reason = "NoServiceProxy"
 	// ReasonUsable: there is a link on which addresses can be announced.
 	ReasonUsable Reason = "Usable"
 	// ReasonLinkExcluded: the name of the link is excluded by the configuration.

@@ -20,6 +20,8 @@ type EndpointSlice struct {
 	// AddressType of the slice. An endpoint with addresses of two types is in two slices.
 	AddressType   discoveryv1.AddressType
 	NodeEndpoints []NodeEndpoints
+	// WithAddresses are the same endpoints with their addresses; nil if nobody needs them.
+	WithAddresses *SliceEndpoints
 }
 
 // NodeEndpoints are the endpoints of a slice on one node.
@@ -51,7 +53,7 @@ func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
 			out.NodeEndpoints = append(out.NodeEndpoints, NodeEndpoints{Node: InternString(node)})
 		}
 		out.NodeEndpoints[j].ServingCount++
-		if c := e.Conditions; (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating) {
+		if isEndpointReady(e.Conditions) {
 			out.NodeEndpoints[j].HasReadyEndpoint = true
 		}
 	}
@@ -113,6 +115,10 @@ func (e *Endpoints) recordMissingFamilies(counts map[string]map[discoveryv1.Addr
 			e.NodesWithoutIPv6 = append(e.NodesWithoutIPv6, n)
 		}
 	}
+}
+
+func isEndpointReady(c discoveryv1.EndpointConditions) bool {
+	return (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating)
 }
 
 func canEndpointServe(c discoveryv1.EndpointConditions) bool {

@@ -93,6 +93,8 @@ type Service struct {
 	CreatedUnixSeconds int64
 	// Generation counts the edits of the spec; conditions refer to it.
 	Generation int64
+	// Traffic is that of TrafficOfService; nil if nobody needs it.
+	Traffic *ServiceTraffic
 }
 
 // ClusterIPFamilies returns the families of the Service's cluster IPs, sorted, each once.

@@ -33,6 +33,9 @@ type Options struct {
 	AnnouncementRefreshInterval time.Duration
 	AnswerPing                  bool
 
+	// AroundDeadNodes sends new connections to living endpoints while a node is dead.
+	AroundDeadNodes bool
+
 	ServiceBGPStatusMode string // auto, on or off
 
 	// ProxyHealthAddress is where kube-proxy answers whether it works; empty if that does not
@@ -96,6 +99,8 @@ func (o *Options) declareFlags(fs *pflag.FlagSet) {
 		"how long kube-proxy must be silent until other nodes serve the addresses; at least 5s")
 	fs.StringVar(&o.SilentKubeletPolicy, "silent-kubelet", "Ignore",
 		"what follows if the kubelet of a node does not report any more: Ignore, or Leave, so that other nodes serve the addresses")
+	fs.BoolVar(&o.AroundDeadNodes, "around-dead-nodes", false,
+		"while a node is dead and Kubernetes does not know it yet, send new connections to living endpoints by nftables rules; needs the capability NET_ADMIN")
 	fs.StringVar(&o.ServiceBGPStatusMode, "service-bgp-status", "auto", fmt.Sprintf(
 		"write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services",
 		maxServicesForAutoServiceBGPStatus))

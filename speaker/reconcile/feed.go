@@ -55,6 +55,9 @@ type ClusterFeedOptions struct {
 	ConfigurationScope configuration.ConfigurationScope
 	// TreatSilentKubeletAsUnfit makes nodes unfit whose kubelet is silent.
 	TreatSilentKubeletAsUnfit bool
+	// TrafficObserver gets the Services and EndpointSlices with what a service proxy needs of them;
+	// nil if nobody needs it.
+	TrafficObserver TrafficObserver
 	// ObserveOwnAddresses gets the internal addresses of this node; it is optional.
 	ObserveOwnAddresses func([]netip.Addr)
 	// ObserveProblems gets the Problems of the configuration each time it is read.

@@ -19,7 +19,10 @@ const maxChangesPerPost = 500
 
 // newServiceFollower follows the Services. It ignores those that are not of type LoadBalancer.
 func (f *ClusterFeed) newServiceFollower(ctx context.Context) *objectFollower[*view.Service] {
-	set := func(v *view.Service) { f.postChanges(ctx, f.appendServiceChange(nil, v)) }
+	set := func(v *view.Service) {
+		f.observeService(ctx, v)
+		f.postChanges(ctx, f.appendServiceChange(nil, v))
+	}
 	return &objectFollower[*view.Service]{
 		reduceObject: func(o any) (*view.Service, bool) {
 			s, ok := o.(*corev1.Service)
@@ -27,12 +30,18 @@ func (f *ClusterFeed) newServiceFollower(ctx context.Context) *objectFollower[*v
 				return nil, false
 			}
 			v := view.FromService(s)
+			if f.options.TrafficObserver != nil {
+				v.Traffic = view.TrafficOfService(s)
+			}
 			v.Key.Namespace = view.InternString(v.Key.Namespace)
 			return &v, true
 		},
-		onAdd:        set,
-		onUpdate:     set,
-		onDelete:     func(v *view.Service) { f.postChanges(ctx, f.appendServiceRemoval(nil, v.Key)) },
+		onAdd:    set,
+		onUpdate: set,
+		onDelete: func(v *view.Service) {
+			f.observeRemovedService(ctx, v.Key)
+			f.postChanges(ctx, f.appendServiceRemoval(nil, v.Key))
+		},
 		onReplace:    func(all []*view.Service) { f.postReplacedServices(ctx, all) },
 		syncedSignal: make(chan struct{}),
 	}
@@ -61,12 +70,14 @@ func (f *ClusterFeed) postReplacedServices(ctx context.Context, all []*view.Serv
 	var out []agent.PlannerInputChange
 	for i, v := range all {
 		delete(gone, v.Key)
+		f.observeService(ctx, v)
 		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= maxChangesPerPost {
 			f.options.Agent.PostChanges(ctx, out...)
 			out = nil
 		}
 	}
 	for k := range gone {
+		f.observeRemovedService(ctx, k)
 		out = f.appendServiceRemoval(out, k)
 	}
 	f.postChanges(ctx, out)
@@ -88,14 +99,17 @@ func (f *ClusterFeed) newEndpointSliceFollower(ctx context.Context) *objectFollo
 				return nil, false
 			}
 			v := view.FromEndpointSlice(s)
+			if f.options.TrafficObserver != nil {
+				v.WithAddresses = view.EndpointsOfSlice(s)
+			}
 			return &v, true
 		},
-		onAdd: func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.storeEndpointSlice(v))) },
+		onAdd: func(v *view.EndpointSlice) { f.postEndpointChanges(ctx, f.storeEndpointSlice(v)) },
 		onUpdate: func(v *view.EndpointSlice) {
 			before := f.removeEndpointSlice(v)
-			f.postChanges(ctx, f.endpointChanges(before, f.storeEndpointSlice(v)))
+			f.postEndpointChanges(ctx, before, f.storeEndpointSlice(v))
 		},
-		onDelete:     func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.removeEndpointSlice(v))) },
+		onDelete:     func(v *view.EndpointSlice) { f.postEndpointChanges(ctx, f.removeEndpointSlice(v)) },
 		onReplace:    func(all []*view.EndpointSlice) { f.replaceEndpointSlices(ctx, all) },
 		syncedSignal: make(chan struct{}),
 	}
@@ -147,16 +161,17 @@ func findEndpointSlice(all []view.EndpointSlice, name string) (int, bool) {
 	return slices.BinarySearchFunc(all, name, func(s view.EndpointSlice, name string) int { return strings.Compare(s.Name, name) })
 }
 
-// endpointChanges returns the changes for the endpoints of the Services. It skips
-// Services without a name.
-func (f *ClusterFeed) endpointChanges(services ...view.ObjectKey) []agent.PlannerInputChange {
+// postEndpointChanges posts the changes for the endpoints of the Services. It skips Services
+// without a name.
+func (f *ClusterFeed) postEndpointChanges(ctx context.Context, services ...view.ObjectKey) {
 	var out []agent.PlannerInputChange
 	for i, k := range services {
 		if k.Name != "" && !slices.Contains(services[:i], k) {
+			f.observeEndpointSlices(ctx, k)
 			out = append(out, agent.NewEndpointsReplacedChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
 		}
 	}
-	return out
+	f.postChanges(ctx, out)
 }
 
 // replaceEndpointSlices posts the endpoints of all Services.
@@ -168,14 +183,10 @@ func (f *ClusterFeed) replaceEndpointSlices(ctx context.Context, all []*view.End
 	}
 	for k := range before {
 		if _, still := f.endpointSlicesByService[k]; !still {
-			f.postChanges(ctx, f.endpointChanges(k))
+			f.postEndpointChanges(ctx, k)
 		}
 	}
 	for chunk := range slices.Chunk(slices.Collect(maps.Keys(f.endpointSlicesByService)), maxChangesPerPost) {
-		var out []agent.PlannerInputChange
-		for _, k := range chunk {
-			out = append(out, agent.NewEndpointsReplacedChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
-		}
-		f.postChanges(ctx, out)
+		f.postEndpointChanges(ctx, chunk...)
 	}
 }

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,8 +32,10 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 	if w.writtenSpeakerStatus != nil {
 		before = w.writtenSpeakerStatus.Conditions
 	}
-	conditions := make([]metav1.Condition, len(before))
-	copy(conditions, before)
+	// without conditions of what is switched off by now
+	conditions := slices.DeleteFunc(slices.Clone(before), func(c metav1.Condition) bool {
+		return meta.FindStatusCondition(s.Conditions, c.Type) == nil
+	})
 	for _, c := range s.Conditions { // keeps the time of the last transition
 		meta.SetStatusCondition(&conditions, c)
 	}

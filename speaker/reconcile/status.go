@@ -76,6 +76,9 @@ type StatusWriterOptions struct {
 	// be nil. GossipKeyFile is the file with the key of this one; empty for the Secret.
 	GossipAddressesWithOtherKey func() []netip.Addr
 	GossipKeyFile               string
+	// SteeringFault says why new connections would not be steered around a dead node; nil if this
+	// is switched off.
+	SteeringFault func() names.Explanation
 	// Now is the clock.
 	Now func() time.Time
 	// Metrics gets what this node announces.
@@ -272,6 +275,10 @@ func (w *StatusWriter) collectStatusInputs(s agent.Status) status.StatusInputs {
 		HeldAddressConflicts: &w.heldAddressConflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
 	}
 	in.GossipFaults = w.collectGossipFaults()
+	if w.options.SteeringFault != nil {
+		f := w.options.SteeringFault()
+		in.SteeringFault = &f
+	}
 	for k, since := range w.servicesAwaitingProxySince {
 		if w.options.Now().Sub(since) >= slowProxyReportDelay {
 			in.ServicesAwaitingProxy = append(in.ServicesAwaitingProxy, k)

@@ -35,6 +35,9 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 		Unavailable: string(in.Plan.NodeUnavailableReason), Unreachable: in.GossipFaults.UnreachableNodes[:min(len(in.GossipFaults.UnreachableNodes), maxUnreachableNodesInSpeakerStatus)],
 		Conditions: []metav1.Condition{buildReadyCondition(), buildLayer2UsableCondition(in), buildUncontestedCondition(in), buildGossipCondition(&in.GossipFaults), buildFitCondition(in)},
 	}
+	if in.SteeringFault != nil {
+		out.Conditions = append(out.Conditions, buildSteeringCondition(*in.SteeringFault))
+	}
 	for _, l := range out.Links {
 		if l.Usable {
 			out.UsableLinks = append(out.UsableLinks, l.Name)
@@ -156,6 +159,17 @@ func buildLayer2UsableCondition(in StatusInputs) metav1.Condition {
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonUsable), fmt.Sprintf("addresses can be announced on %d links", n)
 	}
 	return c
+}
+
+// buildSteeringCondition says whether new connections would be steered around a dead node.
+func buildSteeringCondition(fault names.Explanation) metav1.Condition {
+	if fault.IsSet() {
+		return metav1.Condition{Type: names.ConditionSteersAroundDeadNodes, Status: metav1.ConditionFalse, Reason: string(fault.Reason), Message: fault.Text}
+	}
+	return metav1.Condition{
+		Type: names.ConditionSteersAroundDeadNodes, Status: metav1.ConditionTrue, Reason: string(names.ReasonSteeringPossible),
+		Message: "if a node dies, this node sends new connections to the living endpoints",
+	}
 }
 
 // maxConflictsNamedInMessage is how many conflicts a message names.

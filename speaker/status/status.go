@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -73,6 +74,9 @@ type StatusInputs struct {
 	// ServicesAwaitingProxy are the Services with endpoints here that kube-proxy does not know yet,
 	// sorted.
 	ServicesAwaitingProxy []view.ObjectKey
+	// SteeringFault is why new connections would not be steered around a dead node; nil if this is
+	// switched off.
+	SteeringFault *names.Explanation
 	// RawSocketDenialText is why raw sockets are not permitted; empty if they are.
 	RawSocketDenialText string
 	// HeldAddressConflicts are the claims of foreign hosts to held addresses. AcquireConflicts are

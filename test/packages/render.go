@@ -21,6 +21,7 @@ import (
 var EquivalentHelmValuesByKustomizeOverlay = map[string]string{
 	"default":    "{}",
 	"l2-only":    "bgp: {enabled: false}",
+	"continuity": "speaker: {continuity: {aroundDeadNodes: true}}",
 	"webhook":    "webhook: {enabled: true}",
 	"prometheus": "prometheus: {enabled: true}",
 }

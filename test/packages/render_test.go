@@ -202,6 +202,7 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 		`speaker: {silentKubelet: Leave}`:                             `{name: GANTRY_SILENT_KUBELET, value: Leave}`,
 		`controller: {gossipKeyRotationInterval: 720h}`:               `{name: GANTRY_GOSSIP_KEY_ROTATION_INTERVAL, value: "720h"}`,
 		`speaker: {layer2: {answerPing: true}}`:                       `{name: GANTRY_LAYER2_ANSWER_PING, value: "true"}`,
+		`speaker: {continuity: {aroundDeadNodes: true}}`:              `{name: GANTRY_AROUND_DEAD_NODES, value: "true"}`,
 		`otherConfigurationNamespaces: [second, third]`:               `namespaces: second,third`,
 		`webhook: {enabled: true, failurePolicy: Ignore}`:             `failurePolicy: Ignore`,
 		`prometheus: {enabled: true, interval: 17s}`:                  `interval: 17s`,

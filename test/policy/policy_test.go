@@ -95,10 +95,10 @@ func isInOrBelow(dir string, places ...string) bool {
 }
 
 // decisionPackages are the packages that make decisions and have no effects.
-var decisionPackages = []string{"internal/advertise", "controller/allocate", "controller/pendingwrites", "speaker/plan", "speaker/elect", "speaker/fitness", "speaker/probing", "speaker/status", "speaker/bfd/session"}
+var decisionPackages = []string{"internal/advertise", "controller/allocate", "controller/pendingwrites", "speaker/plan", "speaker/steering", "speaker/elect", "speaker/fitness", "speaker/probing", "speaker/status", "speaker/bfd/session"}
 
 // effectPackages are the packages that do I/O, each with one library.
-var effectPackages = []string{"speaker/layer2", "speaker/healthcheck", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
+var effectPackages = []string{"speaker/layer2", "speaker/healthcheck", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp", "speaker/packetrules"}
 
 // forbiddenImports lists imports that are not allowed in some places, and why.
 var forbiddenImports = []struct {

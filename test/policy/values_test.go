@@ -112,7 +112,7 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 	}
 	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 	n := 0
-	for _, dir := range []string{"samples", "default", "rbac", "components/webhook", "components/l2-only"} {
+	for _, dir := range []string{"samples", "default", "rbac", "components/webhook", "components/l2-only", "components/continuity"} {
 		files, err := filepath.Glob(filepath.Join(repositoryRoot, "config", dir, "*.yaml"))
 		if err != nil {
 			t.Fatal(err)

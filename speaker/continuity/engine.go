@@ -1,0 +1,335 @@
+// Package continuity serves new connections while a node is dead and Kubernetes does not know it
+// yet. It joins what the API server says about Services and endpoints with what the agent says
+// about dead nodes and announced addresses, and passes the decisions of package steering to the
+// kernel. One goroutine owns the state. Nothing else in the speaker waits for it, except that the
+// readers of Services and EndpointSlices wait while it writes rules.
+package continuity
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/latest"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/speaker/steering"
+)
+
+// PacketRules are the packet rules of this node. *packetrules.Writer has them. The methods are
+// called by one goroutine, and return when the kernel has answered.
+type PacketRules interface {
+	// CheckKernel returns why the kernel refuses the rules.
+	CheckKernel() error
+	// HasServiceProxyRules reports whether kube-proxy has rules on this node.
+	HasServiceProxyRules() (bool, error)
+	// SetSteering replaces what is steered. After an error nothing has changed.
+	SetSteering(s intent.Steering) error
+	// DeleteConnectionsToDeadEndpoints makes clients choose anew that the kernel sends to dead
+	// endpoints. It returns how many connections it forgot.
+	DeleteConnectionsToDeadEndpoints(s intent.Steering) (int, error)
+	// HasLeftoversToRemove reports whether SetSteering has to be called to remove what an earlier
+	// run left.
+	HasLeftoversToRemove() bool
+	// RemoveTable removes all rules.
+	RemoveTable() error
+}
+
+// Options configure an Engine.
+type Options struct {
+	// LoadBalancerClass is the class of the Services to serve; empty serves those without a class.
+	LoadBalancerClass string
+	PacketRules       PacketRules
+	Now               func() time.Time
+	Log               *slog.Logger
+}
+
+// Engine steers new connections around dead nodes. Only Run uses its state.
+type Engine struct {
+	options        Options
+	serviceChanges chan serviceChange
+	agentStatuses  *latest.Value[agent.Status]
+	metrics        steeringMetrics
+	fault          atomic.Pointer[names.Explanation]
+
+	services        map[view.ObjectKey]*steering.Service
+	deadSinceByNode map[string]time.Time
+	agentStatus     agent.Status
+	decision        steering.Outcome
+	written         intent.Steering // what the kernel has
+	proxyCheckedAt  time.Time
+	// mustDecide is set after a change of the inputs. decidedAt is when the last decision was made.
+	mustDecide bool
+	decidedAt  time.Time
+	// retryAt is when to write again after an error; zero if the last write succeeded.
+	retryAt time.Time
+}
+
+// serviceChange is a change of a Service or of its EndpointSlices.
+type serviceChange struct {
+	service view.ObjectKey
+	// apply changes the Service. A Service with neither traffic nor slices is forgotten.
+	apply func(*steering.Service)
+}
+
+const (
+	// minDecisionInterval bounds how often everything is decided again. The death of a node does
+	// not wait for it.
+	minDecisionInterval = 50 * time.Millisecond
+	// writeRetryDelay is the delay after the kernel refused rules.
+	writeRetryDelay = time.Second
+	// proxyCheckInterval is the time between two searches for the rules of kube-proxy, while there
+	// are none: it may start later than the speaker.
+	proxyCheckInterval = 15 * time.Second
+)
+
+// NewEngine returns an Engine that does nothing before Run.
+func NewEngine(o Options) *Engine {
+	return &Engine{
+		options: o, serviceChanges: make(chan serviceChange, 64), agentStatuses: latest.NewValue[agent.Status](), metrics: newSteeringMetrics(),
+		services: map[view.ObjectKey]*steering.Service{},
+	}
+}
+
+// SetService adds or replaces a Service. It blocks while rules are written, until ctx ends.
+func (e *Engine) SetService(ctx context.Context, s view.Service) {
+	if !s.IsLoadBalancer || s.LoadBalancerClass != e.options.LoadBalancerClass {
+		e.RemoveService(ctx, s.Key)
+		return
+	}
+	e.postChange(ctx, serviceChange{s.Key, func(o *steering.Service) { o.Addresses, o.Traffic = s.AssignedAddresses, s.Traffic }})
+}
+
+// RemoveService removes a Service.
+func (e *Engine) RemoveService(ctx context.Context, k view.ObjectKey) {
+	e.postChange(ctx, serviceChange{k, func(o *steering.Service) { o.Addresses, o.Traffic = nil, nil }})
+}
+
+// SetEndpointSlices replaces the EndpointSlices of a Service. The caller must not change them any
+// more.
+func (e *Engine) SetEndpointSlices(ctx context.Context, k view.ObjectKey, all []view.EndpointSlice) {
+	e.postChange(ctx, serviceChange{k, func(o *steering.Service) { o.Slices = all }})
+}
+
+func (e *Engine) postChange(ctx context.Context, c serviceChange) {
+	select {
+	case e.serviceChanges <- c:
+	case <-ctx.Done():
+	}
+}
+
+// ObserveStatus takes what the agent knows. It does not block.
+func (e *Engine) ObserveStatus(s agent.Status) { e.agentStatuses.Put(s) }
+
+// Fault says why nothing would be steered if a node died; it is zero if nothing is wrong.
+func (e *Engine) Fault() names.Explanation {
+	if f := e.fault.Load(); f != nil {
+		return *f
+	}
+	return names.Explanation{}
+}
+
+// Run steers until ctx ends. It then removes the rules.
+func (e *Engine) Run(ctx context.Context) error {
+	defer e.removeRules()
+	e.checkKernelAndProxy()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case c := <-e.serviceChanges:
+			e.applyChange(c)
+			for range len(e.serviceChanges) { // many changes cost one decision
+				e.applyChange(<-e.serviceChanges)
+			}
+		case s := <-e.agentStatuses.C():
+			e.applyAgentStatus(s)
+		case <-timer.C:
+		}
+		now := e.options.Now()
+		if e.Fault().IsSet() && !now.Before(e.proxyCheckedAt.Add(proxyCheckInterval)) {
+			e.checkKernelAndProxy()
+		}
+		e.decideIfDue(now)
+		e.writeIfNeeded()
+		timer.Reset(max(e.nextDeadline().Sub(e.options.Now()), 0))
+	}
+}
+
+func (e *Engine) applyChange(c serviceChange) {
+	s := steering.Service{}
+	if known := e.services[c.service]; known != nil {
+		s = *known
+	}
+	c.apply(&s)
+	e.mustDecide = e.mustDecide || len(e.deadSinceByNode) > 0
+	if s.Traffic == nil && len(s.Slices) == 0 {
+		delete(e.services, c.service)
+		return
+	}
+	e.services[c.service] = &s
+}
+
+func (e *Engine) applyAgentStatus(s agent.Status) {
+	e.agentStatus = s
+	dead := steering.FollowDeaths(e.deadSinceByNode, s.MemberNames, s.SilentMemberNames, e.options.Now())
+	if !maps.Equal(dead, e.deadSinceByNode) {
+		e.decidedAt = time.Time{}
+	}
+	e.mustDecide = e.mustDecide || len(dead) > 0 || len(e.deadSinceByNode) > 0
+	e.deadSinceByNode = dead
+}
+
+// decideIfDue decides what should be steered.
+func (e *Engine) decideIfDue(now time.Time) {
+	isTimeOver := !e.decision.NextDueAt.IsZero() && !now.Before(e.decision.NextDueAt)
+	if !e.mustDecide && !isTimeOver || now.Before(e.decidedAt.Add(minDecisionInterval)) {
+		return
+	}
+	e.mustDecide, e.decidedAt = false, now
+	e.decision = steering.Decide(steering.Inputs{
+		Services: e.services, DeadSinceByNode: e.deadSinceByNode, LinkIndexesByAddress: e.announcedAddresses(),
+	}, e.decision, now)
+}
+
+// announcedAddresses returns the addresses that this node announces, with the links on which
+// packets for them may come from outside. Routers may send packets over each of the usable links;
+// the links of Pods are not among these.
+func (e *Engine) announcedAddresses() map[netip.Addr][]int {
+	out := map[netip.Addr][]int{}
+	if len(e.deadSinceByNode) == 0 {
+		return out
+	}
+	for _, b := range e.agentStatus.HeldBindings {
+		out[b.Address] = b.LinkIndexes
+	}
+	var all []int
+	for _, l := range e.agentStatus.UsableLinks {
+		all = append(all, l.Index)
+	}
+	slices.Sort(all)
+	for v := range e.agentStatus.Plan.BGPVerdicts.All() {
+		if v.Reason != names.ReasonAnnounced {
+			continue
+		}
+		for _, a := range v.Addresses {
+			if held := out[a]; held == nil {
+				out[a] = all
+			} else {
+				out[a] = steering.UnionOfLinks(held, all)
+			}
+		}
+	}
+	return out
+}
+
+// writeIfNeeded passes a changed decision to the kernel, and makes clients of dead endpoints choose
+// anew.
+func (e *Engine) writeIfNeeded() {
+	now, want := e.options.Now(), e.decision.Steering
+	if e.Fault().IsSet() && e.retryAt.IsZero() {
+		want = nil
+	}
+	if now.Before(e.retryAt) || want.IsSameAs(e.written) && e.retryAt.IsZero() && !e.options.PacketRules.HasLeftoversToRemove() {
+		return
+	}
+	if err := e.options.PacketRules.SetSteering(want); err != nil {
+		e.retryAt = now.Add(writeRetryDelay)
+		e.metrics.failedWriteCount.Add(1)
+		e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v", err))
+		return
+	}
+	if !e.retryAt.IsZero() {
+		e.retryAt = time.Time{}
+		e.checkKernelAndProxy()
+	}
+	if (len(want) == 0) != (len(e.written) == 0) {
+		e.options.Log.Info("steering new connections around dead nodes", "nodes", slices.Sorted(maps.Keys(e.deadSinceByNode)), "ports", len(want),
+			"duration", e.options.Now().Sub(now))
+	}
+	e.metrics.steeredPortCount.Store(int64(len(want)))
+	changed := portsWithNewDeadEndpoints(e.written, want)
+	e.written = want
+	if len(changed) == 0 {
+		return
+	}
+	n, err := e.options.PacketRules.DeleteConnectionsToDeadEndpoints(changed)
+	e.metrics.deletedConnectionCount.Add(uint64(n))
+	if err != nil { // the clients' own timeouts help them
+		e.options.Log.Warn("forgetting connections to dead endpoints", "error", err)
+	}
+}
+
+// portsWithNewDeadEndpoints returns the ports with dead endpoints that they did not have before.
+func portsWithNewDeadEndpoints(before, now intent.Steering) intent.Steering {
+	var out intent.Steering
+	for _, p := range now {
+		i, found := slices.BinarySearchFunc(before, p, func(x, y intent.SteeredPort) int { return x.ServiceAddressPort.Compare(y.ServiceAddressPort) })
+		if !found || !slices.Equal(before[i].DeadEndpoints, p.DeadEndpoints) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// nextDeadline is when Run has to act without an input.
+func (e *Engine) nextDeadline() time.Time {
+	next := e.options.Now().Add(proxyCheckInterval)
+	earlier := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
+		}
+	}
+	earlier(e.decision.NextDueAt)
+	earlier(e.retryAt)
+	if e.mustDecide {
+		earlier(e.decidedAt.Add(minDecisionInterval))
+	}
+	return next
+}
+
+// checkKernelAndProxy finds out whether rules could be written and would be of use.
+func (e *Engine) checkKernelAndProxy() {
+	e.proxyCheckedAt = e.options.Now()
+	if err := e.options.PacketRules.CheckKernel(); err != nil {
+		e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v: give the speaker the capability NET_ADMIN, and the node the kernel module nf_tables", err))
+		return
+	}
+	found, err := e.options.PacketRules.HasServiceProxyRules()
+	switch {
+	case err != nil:
+		e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v", err))
+	case !found:
+		e.setFault(names.NewExplanation(names.ReasonNoServiceProxy,
+			"kube-proxy has no rules on this node: another program forwards packets to Pods, and Gantry cannot steer these"))
+	default:
+		e.setFault(names.Explanation{})
+	}
+}
+
+// setFault stores why nothing would be steered, and logs it when it changes.
+func (e *Engine) setFault(f names.Explanation) {
+	if before := e.Fault(); before == f {
+		return
+	}
+	e.fault.Store(&f)
+	if f.IsSet() {
+		e.options.Log.Warn("new connections are not steered around dead nodes", "reason", f.Reason, "error", f.Text)
+	} else {
+		e.options.Log.Info("new connections can be steered around dead nodes again")
+	}
+}
+
+func (e *Engine) removeRules() {
+	if err := e.options.PacketRules.RemoveTable(); err != nil && !e.Fault().IsSet() {
+		e.options.Log.Warn("the packet rules stay until they expire", "error", err)
+	}
+}

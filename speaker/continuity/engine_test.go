@@ -1,0 +1,184 @@
+package continuity
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// fakePacketRules are packet rules in memory.
+type fakePacketRules struct {
+	kernelError, writeError error
+	hasProxy, isRemoved     bool
+	steering                intent.Steering
+	writes                  int
+	forgotten               []intent.Steering
+}
+
+func (f *fakePacketRules) CheckKernel() error                  { return f.kernelError }
+func (f *fakePacketRules) HasServiceProxyRules() (bool, error) { return f.hasProxy, nil }
+func (f *fakePacketRules) HasLeftoversToRemove() bool          { return false }
+func (f *fakePacketRules) SetSteering(s intent.Steering) error {
+	if f.writeError == nil {
+		f.steering = s
+		f.writes++
+	}
+	return f.writeError
+}
+func (f *fakePacketRules) DeleteConnectionsToDeadEndpoints(s intent.Steering) (int, error) {
+	f.forgotten = append(f.forgotten, s)
+	return len(s), nil
+}
+func (f *fakePacketRules) RemoveTable() error { f.isRemoved, f.steering = true, nil; return nil }
+
+var (
+	address = netip.MustParseAddr("192.0.2.1")
+	webKey  = view.ObjectKey{Namespace: "default", Name: "web"}
+)
+
+func webSlice(nodes ...string) []view.EndpointSlice {
+	s := &view.SliceEndpoints{Ports: []view.TrafficPort{{Port: view.Port{Protocol: "TCP", Number: 8080}}}}
+	for _, n := range nodes {
+		s.Endpoints = append(s.Endpoints, view.SliceEndpoint{Address: netip.AddrFrom4([4]byte{10, 244, n[len(n)-1] - '0', 2}), Node: n, IsReady: true})
+	}
+	return []view.EndpointSlice{{WithAddresses: s}}
+}
+
+// aliveStatus is the status of a node that holds the address of the Service while all nodes live.
+func aliveStatus() agent.Status {
+	return agent.Status{
+		MemberNames: []string{"node1", "node2", "node3"}, HeldBindings: []intent.Binding{{Address: address, LinkIndexes: []int{2}}},
+		UsableLinks: facts.LinkSet{{Index: 2}, {Index: 3}},
+	}
+}
+
+func deadStatus() agent.Status {
+	s := aliveStatus()
+	s.SilentMemberNames = []string{"node3"}
+	return s
+}
+
+// runEngine runs an engine for a Service with a Pod on node2 and node3.
+func runEngine(t *testing.T, f *fakePacketRules, test func(e *Engine, ctx context.Context)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		e := NewEngine(Options{PacketRules: f, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		ended := make(chan struct{})
+		go func() { defer close(ended); _ = e.Run(ctx) }()
+		e.SetService(ctx, view.Service{Key: webKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}, Traffic: &view.ServiceTraffic{Ports: []view.TrafficPort{{Port: view.Port{Protocol: "TCP", Number: 80}}}}})
+		e.SetEndpointSlices(ctx, webKey, webSlice("node2", "node3"))
+		e.ObserveStatus(aliveStatus())
+		synctest.Wait()
+		if f.writes != 0 {
+			t.Error("rules were written while all nodes live")
+		}
+		test(e, ctx)
+		cancel()
+		<-ended
+		if !f.isRemoved {
+			t.Error("the rules were not removed at the end")
+		}
+	})
+}
+
+func TestDeathIsSteeredAroundAtOnceUntilTheNodeIsBack(t *testing.T) {
+	f := &fakePacketRules{hasProxy: true}
+	runEngine(t, f, func(e *Engine, _ context.Context) {
+		e.ObserveStatus(deadStatus())
+		synctest.Wait()
+		if len(f.steering) != 1 || len(f.steering[0].LivingEndpoints) != 1 || len(f.forgotten) != 1 {
+			t.Fatalf("steered is %v, want the port of the Service; %d times connections were forgotten, want once", f.steering, len(f.forgotten))
+		}
+		e.ObserveStatus(aliveStatus())
+		time.Sleep(minDecisionInterval)
+		synctest.Wait()
+		if len(f.steering) != 0 {
+			t.Errorf("the node is back, and steered is still %v", f.steering)
+		}
+	})
+}
+
+func TestSteeringFollowsEndpointsAndEndsAfterAMinute(t *testing.T) {
+	f := &fakePacketRules{hasProxy: true}
+	runEngine(t, f, func(e *Engine, ctx context.Context) {
+		e.ObserveStatus(deadStatus())
+		synctest.Wait()
+		e.SetEndpointSlices(ctx, webKey, webSlice("node1", "node2", "node3"))
+		time.Sleep(minDecisionInterval)
+		synctest.Wait()
+		if len(f.steering) != 1 || len(f.steering[0].LivingEndpoints) != 2 || len(f.forgotten) != 1 {
+			t.Errorf("with another Pod steered is %v, want two living endpoints; %d times connections were forgotten, want once", f.steering, len(f.forgotten))
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(f.steering) != 0 {
+			t.Errorf("after a minute steered is still %v", f.steering)
+		}
+	})
+}
+
+func TestAddressesThatRoutersSendAreSteeredOnUsableLinks(t *testing.T) {
+	e := NewEngine(Options{})
+	e.deadSinceByNode = map[string]time.Time{"node3": {}}
+	e.agentStatus = deadStatus()
+	if got := e.announcedAddresses()[address]; len(got) != 1 || got[0] != 2 {
+		t.Errorf("the held address may arrive on %v, want the link 2", got)
+	}
+}
+
+func TestNothingIsSteeredWithoutServiceProxyUntilItStarts(t *testing.T) {
+	f := &fakePacketRules{}
+	runEngine(t, f, func(e *Engine, _ context.Context) {
+		if got := e.Fault().Reason; got != names.ReasonNoServiceProxy {
+			t.Errorf("the fault is %q, want %q", got, names.ReasonNoServiceProxy)
+		}
+		e.ObserveStatus(deadStatus())
+		synctest.Wait()
+		if len(f.steering) != 0 {
+			t.Errorf("without kube-proxy steered is %v", f.steering)
+		}
+		f.hasProxy = true
+		time.Sleep(proxyCheckInterval)
+		synctest.Wait()
+		if e.Fault().IsSet() || len(f.steering) != 1 {
+			t.Errorf("after kube-proxy has started, steered is %v, and the fault is %v", f.steering, e.Fault())
+		}
+	})
+}
+
+func TestRefusedRulesAreReportedAndTriedAgain(t *testing.T) {
+	f := &fakePacketRules{hasProxy: true, writeError: errors.New("out of memory")}
+	runEngine(t, f, func(e *Engine, _ context.Context) {
+		e.ObserveStatus(deadStatus())
+		synctest.Wait()
+		if got := e.Fault().Reason; got != names.ReasonPacketRulesRefused {
+			t.Errorf("the fault is %q, want %q", got, names.ReasonPacketRulesRefused)
+		}
+		f.writeError = nil
+		time.Sleep(writeRetryDelay)
+		synctest.Wait()
+		if e.Fault().IsSet() || len(f.steering) != 1 {
+			t.Errorf("when the kernel accepts the rules, steered is %v, and the fault is %v", f.steering, e.Fault())
+		}
+	})
+}
+
+func TestMissingCapabilityIsReported(t *testing.T) {
+	f := &fakePacketRules{kernelError: errors.New("operation not permitted")}
+	runEngine(t, f, func(e *Engine, _ context.Context) {
+		if got := e.Fault(); got.Reason != names.ReasonPacketRulesRefused {
+			t.Errorf("the fault is %v, want %q", got, names.ReasonPacketRulesRefused)
+		}
+	})
+}

@@ -1,0 +1,45 @@
+package continuity
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// steeringMetrics are the counters of an Engine.
+type steeringMetrics struct {
+	steeredPortCount                         *atomic.Int64
+	failedWriteCount, deletedConnectionCount *atomic.Uint64
+}
+
+func newSteeringMetrics() steeringMetrics {
+	return steeringMetrics{&atomic.Int64{}, &atomic.Uint64{}, &atomic.Uint64{}}
+}
+
+var (
+	steeredPortsMetric       = prometheus.NewDesc("gantry_steering_ports", "Ports at addresses of Services whose new connections this node steers around dead nodes.", nil, nil)
+	steeringAvailableMetric  = prometheus.NewDesc("gantry_steering_available", "1 if new connections would be steered around a node that dies now, 0 if not.", nil, nil)
+	failedWritesMetric       = prometheus.NewDesc("gantry_steering_failed_writes_total", "Packet rules that the kernel refused.", nil, nil)
+	deletedConnectionsMetric = prometheus.NewDesc("gantry_steering_deleted_connections_total", "Tracked connections to endpoints on dead nodes that were deleted, so that their clients choose anew.", nil, nil)
+)
+
+var _ prometheus.Collector = (*Engine)(nil)
+
+// Describe implements prometheus.Collector. Register the Engine to export its metrics.
+func (e *Engine) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{steeredPortsMetric, steeringAvailableMetric, failedWritesMetric, deletedConnectionsMetric} {
+		c <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (e *Engine) Collect(c chan<- prometheus.Metric) {
+	available := 1.0
+	if e.Fault().IsSet() {
+		available = 0
+	}
+	c <- prometheus.MustNewConstMetric(steeringAvailableMetric, prometheus.GaugeValue, available)
+	c <- prometheus.MustNewConstMetric(steeredPortsMetric, prometheus.GaugeValue, float64(e.metrics.steeredPortCount.Load()))
+	c <- prometheus.MustNewConstMetric(failedWritesMetric, prometheus.CounterValue, float64(e.metrics.failedWriteCount.Load()))
+	c <- prometheus.MustNewConstMetric(deletedConnectionsMetric, prometheus.CounterValue, float64(e.metrics.deletedConnectionCount.Load()))
+}

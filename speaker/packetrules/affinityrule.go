@@ -1,0 +1,126 @@
+package packetrules
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Keys of the expression ct for the address to which the client connected. The library has only the
+// older key for both families, whose length the command nft does not know: nft ends with an error
+// when it lists such a rule.
+const (
+	ctKeyTargetIPv4 = 20 // NFT_CT_DST_IP
+	ctKeyTargetIPv6 = 22 // NFT_CT_DST_IP6
+)
+
+// affinityRule are the expressions of a rule, encoded.
+type affinityRule struct {
+	expressions []netlink.Attribute
+	err         error // the first one
+}
+
+func (r *affinityRule) appendExpressions(all ...expr.Any) {
+	for _, e := range all {
+		b, err := expr.Marshal(unix.NFPROTO_INET, e)
+		r.appendEncoded(b, err)
+	}
+}
+
+func (r *affinityRule) appendEncoded(b []byte, err error) {
+	r.err = errors.Join(r.err, err)
+	r.expressions = append(r.expressions, netlink.Attribute{Type: netlink.Nested | unix.NFTA_LIST_ELEM, Data: b})
+}
+
+// appendOriginalPort loads the address, protocol and port to which the client connected.
+func (r *affinityRule) appendOriginalPort(f family, register uint32) {
+	e := netlink.NewAttributeEncoder()
+	e.String(unix.NFTA_EXPR_NAME, "ct")
+	e.Nested(unix.NFTA_EXPR_DATA, func(data *netlink.AttributeEncoder) error {
+		key := uint32(ctKeyTargetIPv4)
+		if f.length == 16 {
+			key = ctKeyTargetIPv6
+		}
+		data.Bytes(unix.NFTA_CT_KEY, encodeBigEndian(key))
+		data.Bytes(unix.NFTA_CT_DREG, encodeBigEndian(register))
+		data.Uint8(unix.NFTA_CT_DIRECTION, originalDirection)
+		return nil
+	})
+	r.appendEncoded(e.Encode())
+	r.appendExpressions(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register + f.registers()},
+		&expr.Ct{Key: expr.CtKeyPROTODST, Register: register + f.registers() + 1, Direction: originalDirection})
+}
+
+// originalDirection is IP_CT_DIR_ORIGINAL: as the client sent the packet.
+const originalDirection = 0
+
+func encodeBigEndian(n uint32) []byte {
+	return []byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}
+}
+
+// newAffinityRule drops the first packet of a connection that kube-proxy sends to a dead endpoint
+// because of client affinity, and remembers the client. The kernel has not recorded the connection
+// yet, so that the client's next attempt is steered.
+func newAffinityRule(b *tableBuilder, f family) *affinityRule {
+	r, n := &affinityRule{}, f.registers()
+	r.appendExpressions(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: keyRegister}, &expr.Cmp{Op: expr.CmpOpEq, Register: keyRegister, Data: []byte{f.nfproto}},
+		&expr.Ct{Key: expr.CtKeySTATE, Register: keyRegister},
+		&expr.Bitwise{SourceRegister: keyRegister, DestRegister: keyRegister, Len: 4, Mask: encodeMark(expr.CtStateBitNEW), Xor: encodeMark(0)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: keyRegister, Data: encodeMark(0)})
+	r.appendOriginalPort(f, keyRegister)
+	r.appendExpressions(b.lookup(setID{role: affinePorts, family: f}, lookupHits))
+	r.appendExpressions(loadTargetPort(f, keyRegister)...)
+	r.appendExpressions(b.lookup(setID{role: deadEndpoints, family: f}, lookupHits), loadSource(f, keyRegister))
+	r.appendOriginalPort(f, keyRegister+n)
+	r.appendExpressions(&expr.Dynset{SrcRegKey: keyRegister, SetName: setID{role: retryingClients, family: f}.String(), Operation: unix.NFT_DYNSET_OP_UPDATE},
+		&expr.Verdict{Kind: expr.VerdictDrop})
+	return r
+}
+
+// toMessage returns the message that appends the rule to a chain.
+func (r *affinityRule) toMessage(chain string) (netlink.Message, error) {
+	list, err := netlink.MarshalAttributes(r.expressions)
+	if err = errors.Join(r.err, err); err != nil {
+		return netlink.Message{}, err
+	}
+	attributes, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_RULE_TABLE, Data: []byte(tableName + "\x00")}, {Type: unix.NFTA_RULE_CHAIN, Data: []byte(chain + "\x00")},
+		{Type: netlink.Nested | unix.NFTA_RULE_EXPRESSIONS, Data: list},
+	})
+	return netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWRULE, Flags: netlink.Request | netlink.Acknowledge | netlink.Create | netlink.Append},
+		Data:   append([]byte{unix.NFPROTO_INET, 0, 0, 0}, attributes...),
+	}, err
+}
+
+// addAffinityRules adds the rules for client affinity to a table that has none of them.
+func addAffinityRules(b *tableBuilder) error {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return fmt.Errorf("opening a socket for nftables: %w", err)
+	}
+	defer conn.Close()
+	mark := func(kind netlink.HeaderType) netlink.Message {
+		return netlink.Message{Header: netlink.Header{Type: kind, Flags: netlink.Request}, Data: []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES}}
+	}
+	batch := []netlink.Message{mark(unix.NFNL_MSG_BATCH_BEGIN)}
+	for _, f := range families {
+		m, err := newAffinityRule(b, f).toMessage(forwardChainName)
+		if err != nil {
+			return err
+		}
+		batch = append(batch, m)
+	}
+	if _, err := conn.SendMessages(append(batch, mark(unix.NFNL_MSG_BATCH_END))); err != nil {
+		return fmt.Errorf("sending the rules for client affinity: %w", err)
+	}
+	for range families {
+		if _, err := conn.Receive(); err != nil {
+			return fmt.Errorf("adding the rules for client affinity: %w", err)
+		}
+	}
+	return nil
+}
