@@ -30,6 +30,7 @@ type clusterSimulation struct {
 	preferenceScoreByNode map[string]int
 	allowRebalance        bool
 	wireCheck             intent.WireCheckMode
+	hasEarlierVersions    bool // each second node reads only the oldest message format
 	nodesAbleToServe      map[string]bool
 	addressesPerService   int // so many consecutive addresses belong to one Service
 	// gossipPartitionByNode and lanPartitionByNode are the part of the network that a node is in.
@@ -114,7 +115,7 @@ func newClusterSimulation(t testing.TB, seed int64, n, addresses int) *clusterSi
 	w := &clusterSimulation{
 		t: t, random: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodesByName: map[string]*simNode{},
 		gossipPartitionByNode: map[string]int{}, lanPartitionByNode: map[string]int{}, eventCountByKind: map[string]int{},
-		maxMessageDelay: 3 * time.Millisecond,
+		maxMessageDelay: 3 * time.Millisecond, hasEarlierVersions: seed%4 == 3,
 	}
 	a := netip.MustParseAddr("192.0.2.1")
 	for range addresses {
@@ -193,9 +194,13 @@ func (w *clusterSimulation) deliverMembers() {
 			continue
 		}
 		var set facts.MemberSet
-		for _, other := range w.nodeNames {
+		for i, other := range w.nodeNames {
+			format := byte(NewestMessageFormat)
+			if w.hasEarlierVersions && i%2 == 0 {
+				format = oldestMessageFormat
+			}
 			if o := w.nodesByName[other]; o.machine != nil && w.canGossip(name, other) {
-				set.Members = append(set.Members, facts.Member{Name: other, RunNonce: o.nonce, LinkMACs: []facts.MAC{o.mac}})
+				set.Members = append(set.Members, facts.Member{Name: other, RunNonce: o.nonce, LinkMACs: []facts.MAC{o.mac}, MaxMessageFormat: format})
 			}
 		}
 		w.stepNode(n, MembersChanged{set})

@@ -170,7 +170,7 @@ func (w *modelRun) gossipMembersSeenBy(of int) MembersChanged {
 	for i := range 3 {
 		if w.gossipPartitionByNode[i] == w.gossipPartitionByNode[of] && (i == of || len(w.nodes) < 3 || w.nodes[i].machine != nil) {
 			set.Members = append(set.Members, facts.Member{
-				Name: modelNodeName(i), RunNonce: uint64(i + 1), LinkMACs: []facts.MAC{modelNodeMAC(i)},
+				Name: modelNodeName(i), RunNonce: uint64(i + 1), LinkMACs: []facts.MAC{modelNodeMAC(i)}, MaxMessageFormat: NewestMessageFormat,
 			})
 		}
 	}

@@ -1,6 +1,7 @@
 package elect
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -20,6 +21,32 @@ func TestUnableCandidatesHardlyDelayTakeover(t *testing.T) {
 		holder := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.killSpeaker(holder)
 		w.runThenRequireOneHolderEach(2*time.Second, "its death")
+	}
+}
+
+// Three of 20 nodes are candidates, because the others have no link to the network of the
+// addresses. A takeover takes about as long as if all nodes were candidates.
+func TestFewCandidatesAmongManyNodesTakeOverAsFast(t *testing.T) {
+	medianTakeover := func(candidates int) time.Duration {
+		var all []time.Duration
+		for seed := range seedCountPerTest() {
+			w := newClusterSimulation(t, seed, 20, 10)
+			for _, n := range w.nodeNames[candidates:] {
+				w.nodesByName[n].hasServingEndpoint = false
+			}
+			w.startAllSpeakers()
+			holder := w.runThenRequireOneHolderEach(6*time.Second, "start")
+			w.takeoverDelays = nil
+			w.killSpeaker(holder)
+			w.runThenRequireOneHolderEach(time.Second, "its death")
+			all = append(all, w.takeoverDelays...)
+		}
+		slices.Sort(all)
+		return all[len(all)/2]
+	}
+	few, plain := medianTakeover(3), medianTakeover(20)
+	if ratio := float64(few) / float64(plain); ratio > 1.7 {
+		t.Errorf("with 3 candidates a takeover takes %v, with 20 it takes %v: %.2f times as long, want 1.7 at most", few, plain, ratio)
 	}
 }
 
