@@ -1,7 +1,7 @@
 #!/bin/sh
-# Generates the deepcopy functions and the CRDs. It works on a copy of api/ and replaces only files that
-# change. So nothing reads a file that is half written, and the cache of go test stays valid, which looks
-# at the times of files. With the argument "check" it fails if a file was not current.
+# Generates the deepcopy functions, the CRDs, and the table of the chart's values. It works on a copy of api/ and
+# replaces only files that change. So nothing reads a file that is half written, and the cache of go test stays valid,
+# which looks at the times of files. With the argument "check" it fails if a file was not current.
 # Each CRD says that its versions need no conversion. Another product may have left a conversion webhook in a CRD, and
 # its Service is gone: "webhook: null" makes `kubectl apply` remove it.
 set -eu
@@ -12,8 +12,10 @@ trap 'rm -rf "$copy"' EXIT
 cp -R go.mod go.sum api "$copy"
 (cd "$copy" && "$generator" object crd paths=./api/... output:crd:dir=config/crd/bases)
 sed -i 's/^spec:$/spec:\n  conversion:\n    strategy: None\n    webhook: null/' "$copy"/config/crd/bases/*.yaml
+mkdir "$copy/docs"
+sh tools/chartvalues.sh docs/chart-values.md charts/gantry/values.yaml > "$copy/docs/chart-values.md"
 outdated=
-for file in $(cd "$copy" && find api config -name 'zz_generated*' -o -path 'config/*' -type f); do
+for file in $(cd "$copy" && find api config docs -name 'zz_generated*' -o -path 'config/*' -type f -o -path 'docs/*' -type f); do
 	cmp -s "$copy/$file" "$file" && continue
 	cp "$copy/$file" "$file"
 	outdated="$outdated $file"

@@ -1,6 +1,6 @@
 // Package packages renders what users install: the overlays of config/ with kustomize, and
-// charts/gantry with Helm. It runs the programs in the repository's bin directory. It applies
-// nothing; the end-to-end tests do.
+// charts/gantry with Helm. It runs the programs in the repository's bin directory. Its tests
+// apply the result to an API server on which nothing runs; the end-to-end tests run it.
 package packages
 
 import (

@@ -2,6 +2,7 @@ package packages
 
 import (
 	"cmp"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -173,11 +174,12 @@ func TestEveryPackageLimitsSpeakersToTheirNode(t *testing.T) {
 
 func TestEveryHelmValueChangesManifests(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
+	tested := slices.Concat(slices.Collect(maps.Keys(valuesWithRenderedText)), slices.Collect(maps.Keys(valuesThatRemoveText)))
 	for values, want := range map[string]string{
 		`image: {repository: registry.example/gantry, tag: v9}`:       `image: "registry.example/gantry:v9"`,
 		`image: {digest: "sha256:` + strings.Repeat("ab", 32) + `"}`:  `image: "gantry-lb/gantry@sha256:abab`,
 		`image: {pullPolicy: Never}`:                                  `imagePullPolicy: Never`,
-		`imagePullSecrets: [{name: registry}]`:                        "imagePullSecrets:\n        - name: registry",
+		`imagePullSecrets: [{name: registry}]`:                        "imagePullSecrets:\n      - name: registry",
 		`loadBalancerClass: example.com/gantry`:                       `{name: GANTRY_LOAD_BALANCER_CLASS, value: "example.com/gantry"}`,
 		`logLevel: debug`:                                             `{name: GANTRY_LOG_LEVEL, value: debug}`,
 		`controller: {replicas: 3}`:                                   `replicas: 3`,
@@ -214,15 +216,16 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 		} else if !strings.Contains(text, want) {
 			t.Errorf("%s: the rendered objects lack %q", values, want)
 		}
+		tested = append(tested, values)
 	}
 	for values, gone := range map[string]string{
 		`crds: {enabled: false}`:                                            "kind: CustomResourceDefinition",
 		`crds: {keep: false}`:                                               "helm.sh/resource-policy",
-		`rbac: {create: false}`:                                             "kind: ServiceAccount",
+		`rbac: {create: false}`:                                             "kind: Role",
 		`{rbac: {create: false}, webhook: {enabled: true}}`:                 "kind: ClusterRole",
 		`prometheus: {enabled: true, rules: {enabled: false}}`:              "kind: PrometheusRule",
 		`controller: {affinity: {nodeAffinity: {}}}`:                        "podAntiAffinity",
-		`{controller: {resources: null}, speaker: {resources: null}}`:       "resources: {requests",
+		`{controller: {resources: null}, speaker: {resources: null}}`:       "memory: 64Mi",
 		`{controller: {nodeSelector: null}, speaker: {nodeSelector: null}}`: "kubernetes.io/os: linux",
 	} {
 		text, err := RenderHelm(t.Context(), "metallb-system", values)
@@ -231,14 +234,16 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 		} else if strings.Contains(text, gone) {
 			t.Errorf("%s: the rendered objects still have %q", values, gone)
 		}
+		tested = append(tested, values)
 	}
+	checkEveryDocumentedValueIsSet(t, tested)
 }
 
 func TestInvalidHelmValuesAreRefused(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	for values, want := range map[string][]string{
-		`frrk8s: {enabled: true}`:                      {"frrk8s", "not allowed"},
-		`speaker: {frr: {enabled: true}}`:              {"/speaker", "frr", "not allowed"},
+		`quotas: {enabled: true}`:                      {"quotas", "not allowed"},
+		`speaker: {bird: {enabled: true}}`:             {"/speaker", "bird", "not allowed"},
 		`logLevel: verbose`:                            {"/logLevel", "'debug'"},
 		`controller: {replicas: two}`:                  {"/controller/replicas", "want integer"},
 		`controller: {replicas: -1}`:                   {"/controller/replicas", "minimum"},

@@ -5,55 +5,80 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The labels of the component that is given. */}}
+{{/* How the names of all objects begin. */}}
+{{- define "gantry.name" -}}
+{{ .Values.fullnameOverride | default "gantry" }}
+{{- end -}}
+
+{{/* The name of the service account of a component: (list CONTEXT COMPONENT). */}}
+{{- define "gantry.serviceAccount" -}}
+{{- $root := index . 0 }}{{ $component := index . 1 -}}
+{{ (index $root.Values $component).serviceAccount.name | default (printf "%s-%s" (include "gantry.name" $root) $component) }}
+{{- end -}}
+
+{{/* The labels of the component that is given. The programs and kubectl gantry find Pods by them. */}}
 {{- define "gantry.labels" -}}
 app.kubernetes.io/name: gantry
 app.kubernetes.io/component: {{ . }}
 {{- end -}}
 
-{{/* Variables for what differs from the programs' own defaults. */}}
-{{- define "gantry.env" -}}
-- {name: GANTRY_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
-{{- with .Values.loadBalancerClass }}
-- {name: GANTRY_LOAD_BALANCER_CLASS, value: {{ . | quote }}}
-{{- end }}
-{{- if ne .Values.logLevel "info" }}
-- {name: GANTRY_LOG_LEVEL, value: {{ .Values.logLevel }}}
-{{- end }}
-{{- if .Values.speaker.ignoreExcludeLB }}
-- {name: GANTRY_IGNORE_EXCLUDE_LB, value: "true"}
-{{- end }}
-{{- if not .Values.bgp.enabled }}
-- {name: GANTRY_BGP, value: disabled}
+{{/* The metadata of a workload or of its Pods: (dict "component" NAME "labels" LABELS "annotations" ANNOTATIONS). */}}
+{{- define "gantry.metadata" -}}
+labels:
+  {{- toYaml (merge (fromYaml (include "gantry.labels" .component)) (.labels | default dict)) | nindent 2 }}
+{{- with .annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/*
-The objects of files that kustomize reads too, in the release's namespace. "root" is the chart's context, "files" a pattern.
-*/}}
-{{- define "gantry.objects" -}}
-{{- $namespace := .root.Release.Namespace -}}
-{{- range $path, $text := .root.Files.Glob .files }}
-{{- range regexSplit "(?m)^---$" (toString $text) -1 }}
-{{- $o := fromYaml . }}
-{{- if $o.kind }}
-{{- if $o.metadata.namespace }}{{ $_ := set $o.metadata "namespace" $namespace }}{{ end }}
-{{- range $o.subjects }}{{ $_ := set . "namespace" $namespace }}{{ end }}
-{{- if and (eq $o.kind "ValidatingAdmissionPolicyBinding") $o.spec.paramRef }}{{ $_ := set $o.spec.paramRef "namespace" $namespace }}{{ end }}
-{{- if eq $o.kind "ConfigMap" }}{{ $_ := set $o.data "namespaces" (join "," $.root.Values.otherConfigurationNamespaces) }}{{ end }}
-{{- range $o.webhooks }}
-{{- $_ := set .clientConfig.service "namespace" $namespace }}
-{{- $_ := set . "failurePolicy" $.root.Values.webhook.failurePolicy }}
+{{/* The metadata of the Pods of a component: (list CONTEXT COMPONENT). */}}
+{{- define "gantry.podMetadata" -}}
+{{- $root := index . 0 }}{{ $component := index . 1 }}{{ $values := index $root.Values $component -}}
+{{- $annotations := merge (dict) $values.podAnnotations -}}
+{{- if $root.Values.prometheus.scrapeAnnotations -}}
+{{- $annotations = merge $annotations (dict "prometheus.io/scrape" "true" "prometheus.io/port" (toString $values.ports.metrics)) -}}
+{{- end -}}
+{{- include "gantry.metadata" (dict "component" $component "labels" $values.podLabels "annotations" $annotations) }}
+{{- end -}}
+
+{{/* Where a program listens, or 0 for nowhere: (list ADDRESS PORT). */}}
+{{- define "gantry.listen" -}}
+{{- if index . 1 }}{{ printf "%s:%v" (index . 0) (index . 1) | quote }}{{ else }}"0"{{ end -}}
+{{- end -}}
+
+{{/* The fields of an object that are not empty. */}}
+{{- define "gantry.fields" -}}
+{{- $fields := dict }}
+{{- range $name, $value := . }}{{ if $value }}{{ $_ := set $fields $name $value }}{{ end }}{{ end }}
+{{- if $fields }}{{ toYaml $fields }}{{ end }}
+{{- end -}}
+
+{{/* The probes of a program: (dict "values" VALUES "httpGet" ADDRESS). */}}
+{{- define "gantry.probes" -}}
+{{- range $probe, $path := dict "livenessProbe" "/healthz" "readinessProbe" "/readyz" "startupProbe" "/healthz" }}
+{{- with index $.values $probe }}
+{{ $probe }}: {{ toJson (merge (dict "httpGet" (merge (dict "path" $path) $.httpGet)) .) }}
 {{- end }}
-{{- if hasPrefix "monitoring.coreos.com/" $o.apiVersion }}
-{{- $_ := set $o.metadata "labels" (merge (deepCopy $.root.Values.prometheus.labels) $o.metadata.labels) }}
-{{- if $.root.Values.prometheus.interval }}
-{{- range $o.spec.endpoints }}{{ $_ := set . "interval" $.root.Values.prometheus.interval }}{{ end }}
+{{- end }}
+{{- end -}}
+
+{{/* Variables for what differs from the programs' own defaults: (list CONTEXT VALUES). */}}
+{{- define "gantry.env" -}}
+{{- $root := index . 0 }}{{ $program := index . 1 -}}
+- {name: GANTRY_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+{{- with $root.Values.loadBalancerClass }}
+- {name: GANTRY_LOAD_BALANCER_CLASS, value: {{ . | quote }}}
+{{- end }}
+{{- with $program.logLevel | default $root.Values.logLevel }}
+{{- if ne . "info" }}
+- {name: GANTRY_LOG_LEVEL, value: {{ . }}}
 {{- end }}
 {{- end }}
----
-{{ toYaml $o }}
+{{- if $root.Values.speaker.ignoreExcludeLB }}
+- {name: GANTRY_IGNORE_EXCLUDE_LB, value: "true"}
 {{- end }}
-{{- end }}
+{{- if not $root.Values.bgp.enabled }}
+- {name: GANTRY_BGP, value: disabled}
 {{- end }}
 {{- end -}}

@@ -1,0 +1,148 @@
+{{/*
+The objects of files that kustomize reads too, with what the values change: (dict "root" CONTEXT "files" PATTERN). Each
+"gantry.change.*" changes the object in place.
+*/}}
+{{- define "gantry.objects" -}}
+{{- range $path, $text := .root.Files.Glob .files }}
+{{- range regexSplit "(?m)^---$" (toString $text) -1 }}
+{{- $o := dict "root" $.root "object" (fromYaml .) }}
+{{- if include "gantry.isWanted" $o }}
+{{- range list "namespace" "names" "labels" "webhook" "monitoring" }}
+{{- $_ := include (printf "gantry.change.%s" .) $o }}
+{{- end }}
+---
+{{ toYaml $o.object }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* "yes" for an object of the release. The user may create the accounts or the rights in another way. */}}
+{{- define "gantry.isWanted" -}}
+{{- $values := .root.Values }}
+{{- with .object }}
+{{- if eq (.kind | default "") "ServiceAccount" }}
+{{- if (index $values (trimPrefix "gantry-" .metadata.name)).serviceAccount.create }}yes{{ end }}
+{{- else if regexMatch "^(Cluster)?Role" (.kind | default "") }}
+{{- if $values.rbac.create }}yes{{ end }}
+{{- else if .kind }}yes{{ end }}
+{{- end }}
+{{- end -}}
+
+{{/* The namespace of the release. */}}
+{{- define "gantry.change.namespace" -}}
+{{- $root := .root }}{{ $namespace := .root.Release.Namespace }}
+{{- with .object }}
+{{- if .metadata.namespace }}{{ $_ := set .metadata "namespace" $namespace }}{{ end }}
+{{- range .subjects }}{{ $_ := set . "namespace" $namespace }}{{ end }}
+{{- range .webhooks }}{{ $_ := set .clientConfig.service "namespace" $namespace }}{{ end }}
+{{- if eq .kind "ValidatingAdmissionPolicyBinding" }}
+{{- with .spec.paramRef }}{{ $_ := set . "namespace" $namespace }}{{ end }}
+{{- end }}
+{{- if eq .kind "ConfigMap" }}{{ $_ := set .data "namespaces" (join "," $root.Values.otherConfigurationNamespaces) }}{{ end }}
+{{- end }}
+{{- end -}}
+
+{{/* Names that begin otherwise than "gantry", and the names of the service accounts. */}}
+{{- define "gantry.change.names" -}}
+{{- $root := .root }}{{ $name := include "gantry.name" .root }}
+{{- with .object }}
+{{- if eq .kind "ServiceAccount" }}
+{{- $component := trimPrefix "gantry-" .metadata.name }}
+{{- $_ := set .metadata "name" (include "gantry.serviceAccount" (list $root $component)) }}
+{{- with (index $root.Values $component).serviceAccount.annotations }}{{ $_ := set $.object.metadata "annotations" . }}{{ end }}
+{{- else }}
+{{- $_ := set .metadata "name" (regexReplaceAll "^gantry" .metadata.name $name) }}
+{{- end }}
+{{- range .subjects }}{{ $_ := set . "name" (include "gantry.serviceAccount" (list $root (trimPrefix "gantry-" .name))) }}{{ end }}
+{{- with .roleRef }}{{ $_ := set . "name" (regexReplaceAll "^gantry" .name $name) }}{{ end }}
+{{- range .rules }}
+{{- if has "validatingwebhookconfigurations" .resources }}{{ $_ := set . "resourceNames" (list (printf "%s-webhook" $name)) }}{{ end }}
+{{- end }}
+{{- range .webhooks }}{{ $_ := set .clientConfig.service "name" (printf "%s-webhook" $name) }}{{ end }}
+{{- if hasPrefix "ValidatingAdmissionPolicy" .kind }}
+{{- with .spec.policyName }}{{ $_ := set $.object.spec "policyName" (regexReplaceAll "^gantry" . $name) }}{{ end }}
+{{- with .spec.paramRef }}{{ $_ := set . "name" (regexReplaceAll "^gantry" .name $name) }}{{ end }}
+{{- range .spec.matchConditions }}
+{{- $_ := set . "expression" (.expression | replace ":gantry-speaker" (printf ":%s" (include "gantry.serviceAccount" (list $root "speaker")))) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The labels that all objects have. */}}
+{{- define "gantry.change.labels" -}}
+{{- with .root.Values.commonLabels }}
+{{- $_ := set $.object.metadata "labels" (merge ($.object.metadata.labels | default dict) .) }}
+{{- end }}
+{{- end -}}
+
+{{/* When the API server asks the webhook. */}}
+{{- define "gantry.change.webhook" -}}
+{{- $values := .root.Values.webhook }}
+{{- range .object.webhooks }}
+{{- $_ := set . "failurePolicy" $values.failurePolicy }}
+{{- $_ := set . "timeoutSeconds" $values.timeoutSeconds }}
+{{- end }}
+{{- end -}}
+
+{{/* How Prometheus finds the programs, and when it raises alerts. */}}
+{{- define "gantry.change.monitoring" -}}
+{{- $values := .root.Values.prometheus }}
+{{- $component := index (.object.metadata.labels | default dict) "app.kubernetes.io/component" }}
+{{- with .object }}
+{{- if hasPrefix "monitoring.coreos.com/" .apiVersion }}
+{{- $_ := set .metadata "labels" (merge (deepCopy $values.labels) .metadata.labels) }}
+{{- with $values.annotations }}{{ $_ := set $.object.metadata "annotations" . }}{{ end }}
+{{- end }}
+{{- if eq .kind "ServiceMonitor" }}
+{{- with $values.jobLabel }}{{ $_ := set $.object.spec "jobLabel" . }}{{ end }}
+{{- range $endpoint := .spec.endpoints }}
+{{- range $field := list "interval" "scrapeTimeout" "relabelings" "metricRelabelings" }}
+{{- with index $values $field }}{{ $_ := set $endpoint $field . }}{{ end }}
+{{- end }}
+{{- end }}
+{{- if $values.podMonitors }}
+{{- $_ := set . "kind" "PodMonitor" }}
+{{- $_ := set .spec "podMetricsEndpoints" .spec.endpoints }}
+{{- $_ := unset .spec "endpoints" }}
+{{- end }}
+{{- else if eq .kind "PrometheusRule" }}
+{{- $_ := include "gantry.change.alerts" (dict "values" $values.rules "groups" .spec.groups) }}
+{{- else if eq .kind "Service" }}
+{{- range .spec.ports }}
+{{- if eq .name "metrics" }}{{ $_ := set . "port" (index $.root.Values $component).ports.metrics }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Alerts that differ from config/components/prometheus/rules.yaml. */}}
+{{- define "gantry.change.alerts" -}}
+{{- $values := .values }}{{ $known := list }}
+{{- range $group := .groups }}
+{{- $rules := list }}
+{{- range $rule := $group.rules }}
+{{- $known = append $known $rule.alert }}
+{{- $own := index $values.alerts $rule.alert | default dict }}
+{{- if ne (toString $own.enabled) "false" }}
+{{- with $own.for }}{{ $_ := set $rule "for" . }}{{ end }}
+{{- with $own.severity }}{{ $_ := set $rule.labels "severity" . }}{{ end }}
+{{- if hasKey $own "threshold" }}
+{{- if not (regexMatch "> [0-9]+$" $rule.expr) }}{{ fail (printf "prometheus.rules.alerts: %s has no threshold" $rule.alert) }}{{ end }}
+{{- $_ := set $rule "expr" (regexReplaceAll "> [0-9]+$" $rule.expr (printf "> %v" $own.threshold)) }}
+{{- $_ := set $rule "alert" (regexReplaceAll "Usage[0-9]+Percent$" $rule.alert (printf "Usage%vPercent" $own.threshold)) }}
+{{- end }}
+{{- with $values.excludePools }}
+{{- $_ := set $rule "expr" (regexReplaceAll "metallb_allocator_[a-z0-9_]+" $rule.expr (printf "${0}{pool!~%q}" (join "|" .))) }}
+{{- end }}
+{{- $_ := set $rule "labels" (merge $rule.labels $values.labels) }}
+{{- $rules = append $rules $rule }}
+{{- end }}
+{{- end }}
+{{- $_ := set $group "rules" (concat $rules $values.extra) }}
+{{- end }}
+{{- range $alert, $_ := $values.alerts }}
+{{- if not (has $alert $known) }}{{ fail (printf "prometheus.rules.alerts: there is no alert %s, but %s" $alert (join ", " (uniq $known))) }}{{ end }}
+{{- end }}
+{{- end -}}
