@@ -233,7 +233,7 @@ func TestApplyingTwiceChangesNothing(t *testing.T) {
 			t.Errorf("%s: a second application has changed objects:\n%s", way.name, diff)
 		}
 	}
-	b.runHelm(values, "install", "gantry", "--take-ownership")
+	b.runHelm(values, "install", "gantry", "--take-ownership", "--force-conflicts")
 	before := b.resourceVersions(byHelm)
 	b.runHelm(values, "upgrade", "gantry")
 	if diff := gocmp.Diff(before, b.resourceVersions(byHelm)); diff != "" {

@@ -85,7 +85,7 @@ func TestHelmNamesCommandThatRemovesConversionWebhook(t *testing.T) {
 		t.Fatalf("an installation over the webhook of another product gives %v\n%s", err, out)
 	}
 	b.runKubectl("", append(strings.Fields(command[1]), command[2])...)
-	b.runHelm("{}", "install", "gantry", "--take-ownership")
+	b.runHelm("{}", "install", "gantry", "--take-ownership", "--force-conflicts")
 	b.checkOldBGPPeerIsRead("Helm")
 }
 

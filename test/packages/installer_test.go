@@ -26,7 +26,8 @@ type packageInstaller struct {
 	apiClient client.Client
 }
 
-// newPackageInstaller starts an API server that runs until the test ends.
+// newPackageInstaller starts an API server that runs until the test ends. It has the CRDs and the
+// namespace, but not the policies, whose fields would belong to this test.
 func newPackageInstaller(t *testing.T) *packageInstaller {
 	t.Helper()
 	skipWithoutHelmAndKustomize(t)
@@ -39,7 +40,10 @@ func newPackageInstaller(t *testing.T) *packageInstaller {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &packageInstaller{t, apiserver.NewKubectlOrSkip(t, config), c}
+	b := &packageInstaller{t, apiserver.NewKubectlOrSkip(t, config), c}
+	b.runKubectl("", "delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", "--all")
+	b.runKubectl("", "-n", "metallb-system", "delete", "configmap", "gantry-configuration-namespace")
+	return b
 }
 
 // runKubectl runs kubectl, and fails the test if kubectl fails.

@@ -42,6 +42,7 @@ var valuesWithRenderedText = map[string]string{
 	`speaker: {logLevel: warn}`:                                                                                     `{name: GANTRY_LOG_LEVEL, value: warn}`,
 	`speaker: {updateStrategy: {type: OnDelete, rollingUpdate: null}}`:                                              "updateStrategy:\n    type: OnDelete",
 	`speaker: {serviceAccount: {create: false, name: own}}`:                                                         "serviceAccountName: own",
+	`speaker: {serviceAccount: {name: other}}`:                                                                      "system:serviceaccount:[^:]+:other$",
 	`speaker: {serviceAccount: {annotations: {role: net}}}`:                                                         "kind: ServiceAccount\nmetadata:\n  annotations:\n    role: net",
 	`speaker: {ports: {metrics: 9473, health: 9474}}`:                                                               `{name: GANTRY_HEALTH_PROBE_BIND_ADDRESS, value: "127.0.0.1:9474"}`,
 	`speaker: {livenessProbe: {periodSeconds: 33}}`:                                                                 `"periodSeconds":33`,
@@ -87,7 +88,7 @@ var valuesThatRemoveText = map[string]string{
 	`{fullnameOverride: second, webhook: {enabled: true}, crds: {enabled: false}}`:                                                                            "name: gantry-webhook\n",
 	`prometheus: {enabled: true, podMonitors: true, rules: {alerts: {GantryForeignClaim: {enabled: false}}}}`:                                                 "GantryForeignClaim",
 	`prometheus: {enabled: true, podMonitors: true}`:                                                                                                          "kind: ServiceMonitor",
-	`bgp: {enabled: false}`:       "NET_BIND_SERVICE",
+	`bgp: {enabled: false}`:       ", NET_BIND_SERVICE",
 	`podSecurity: {check: false}`: "kind: Namespace",
 }
 
