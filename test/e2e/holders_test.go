@@ -153,7 +153,14 @@ func (h *twoHoldersTestCluster) awaitHolderOfFirstAddress(ctx context.Context, t
 func TestOnlyOneNodeAnswersDuringPartitions(t *testing.T) {
 	ctx, h := startTwoHoldersTestCluster(t)
 	t.Run("gossip is blocked between two halves of an intact LAN", func(t *testing.T) { h.testBlockedGossipMovesNoAddress(ctx, t) })
-	t.Run("after a partition of the LAN one holder answers", func(t *testing.T) { h.testOneHolderAfterPartition(ctx, t) })
+	t.Run("after a partition of the LAN one holder answers", func(t *testing.T) {
+		h.testOneHolderAfterPartition(ctx, t, []string{h.initialHolders[0]})
+	})
+	t.Run("after a partition the holder beside the gateway keeps its address", func(t *testing.T) {
+		holder := h.awaitHolderOfFirstAddress(ctx, t)
+		isolated := slices.DeleteFunc([]string{"node1", "node2", "node3"}, func(n string) bool { return n == holder })
+		h.testOneHolderAfterPartition(ctx, t, isolated)
+	})
 	t.Run("a paused holder gives the address up without another answer", func(t *testing.T) { h.testPausedHolderGivesUpAddress(ctx, t) })
 	t.Run("a pause of 100 ms changes nothing", func(t *testing.T) { h.testShortPausesMoveNoAddress(ctx, t) })
 }
@@ -177,10 +184,23 @@ func (h *twoHoldersTestCluster) testBlockedGossipMovesNoAddress(ctx context.Cont
 	}
 }
 
-func (h *twoHoldersTestCluster) testOneHolderAfterPartition(ctx context.Context, t *testing.T) {
-	holder := h.initialHolders[0]
+// testOneHolderAfterPartition separates nodes from the client and its gateway for a while. Each
+// address must then have a holder on both sides. The one that the client uses must stay.
+func (h *twoHoldersTestCluster) testOneHolderAfterPartition(ctx context.Context, t *testing.T, isolated []string) {
+	before := readMoveCounts(ctx, t, h.Cluster)
 	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
-	failOnError(t, h.Partition(ctx, []string{holder}))
+	failOnError(t, h.Partition(ctx, isolated))
+	takers := isolated // they take the addresses of the holder beside the gateway
+	if len(isolated) == 1 {
+		takers = []string{"node1", "node2", "node3"}
+	}
+	failOnError(t, cluster.AwaitNoError(ctx, "a takeover in the partition", func(context.Context) error {
+		now := readMoveCounts(ctx, t, h.Cluster)
+		if !slices.ContainsFunc(takers, func(n string) bool { return now[n]["Taken HolderGone"] > before[n]["Taken HolderGone"] }) {
+			return fmt.Errorf("the moves are %v", now)
+		}
+		return nil
+	}))
 	w.awaitMoreAnswersPerStream(ctx, t, 400)
 	healed := time.Now()
 	failOnError(t, h.HealPartition(ctx))
