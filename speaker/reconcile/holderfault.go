@@ -23,9 +23,12 @@ func (w *StatusWriter) reportRequestedNodeFaults(s agent.Status) {
 		if !v.RequestedHolderFault.IsSet() || !slices.ContainsFunc(v.Addresses, isHeld) {
 			continue
 		}
-		reported[v.Service] = v.RequestedHolderFault.Text
 		svc := w.options.ServiceReference(v.Service)
-		if svc == nil || w.reportedRequestedHolderFaults[v.Service] == v.RequestedHolderFault.Text {
+		if svc == nil {
+			continue // a later Status brings it again
+		}
+		reported[v.Service] = v.RequestedHolderFault.Text
+		if w.reportedRequestedHolderFaults[v.Service] == v.RequestedHolderFault.Text {
 			continue
 		}
 		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventRequestedHolderUnavailable, "Announce "+string(v.RequestedHolderFault.Reason),
