@@ -70,7 +70,12 @@ func NewClusterOfRunningLab(l *lab.Lab) (*Cluster, error) {
 
 // InstallGantry applies config/default and waits until every Pod of it is ready.
 func (s *Cluster) InstallGantry(ctx context.Context) error {
-	if _, err := s.RunKubectl(ctx, "", "apply", "-k", filepath.Join(lab.RepositoryRoot(), "config", "default")); err != nil {
+	return s.InstallGantryOverlay(ctx, "default")
+}
+
+// InstallGantryOverlay applies an overlay of config and waits until every Pod of it is ready.
+func (s *Cluster) InstallGantryOverlay(ctx context.Context, overlay string) error {
+	if _, err := s.RunKubectl(ctx, "", "apply", "-k", filepath.Join(lab.RepositoryRoot(), "config", overlay)); err != nil {
 		return err
 	}
 	return s.AwaitGantryRollout(ctx)

@@ -93,3 +93,35 @@ spec:
   - {port: 7000, protocol: UDP}
 `, name, node)
 }
+
+// PodOnEachNodeManifest is a Service of type LoadBalancer with a Pod on each node. Its fields
+// ipFamilyPolicy and externalTrafficPolicy may be added at the end.
+const PodOnEachNodeManifest = `apiVersion: apps/v1
+kind: DaemonSet
+metadata:
+  name: everywhere
+spec:
+  selector:
+    matchLabels: {app: everywhere}
+  template:
+    metadata:
+      labels: {app: everywhere}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: web
+        image: web
+        ports:
+        - {name: web, containerPort: 8080}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: everywhere
+spec:
+  type: LoadBalancer
+  allocateLoadBalancerNodePorts: false
+  selector: {app: everywhere}
+  ports:
+  - {name: http, port: 80, targetPort: web}
+`
