@@ -133,9 +133,9 @@ func (w *Writer) addContent(b *tableBuilder, content, known tableContent) {
 		if _, exists := known[id]; !exists && id.isMap() {
 			b.addSet(id)
 		}
-		var all []nftables.SetElement
+		before, all := known[id], make([]nftables.SetElement, 0, max(len(elements)-len(known[id]), 0))
 		for k, e := range elements {
-			if before, exists := known[id][k]; !exists || before != e {
+			if old, exists := before[k]; !exists || old != e {
 				all = append(all, e.toSetElement(now))
 			}
 		}
