@@ -28,3 +28,17 @@ func TestExcludeLabelCountsUnlessItIsIgnored(t *testing.T) {
 		}
 	}
 }
+
+func TestSilentKubeletCountsOnlyIfThePolicyIsLeave(t *testing.T) {
+	for _, isUnfit := range []bool{false, true} {
+		p := &recordingPlanner{Planner: plan.NewPlanner(plan.Inputs{})}
+		f := NewClusterFeed(ClusterFeedOptions{
+			Agent: p, UIDByServiceIndex: NewUIDByServiceIndex(), GossipSeedSetter: discardingSeedSetter{}, TreatSilentKubeletAsUnfit: isUnfit,
+		})
+		silent := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}
+		f.setNode(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{silent}}})
+		if got := p.Inputs().Nodes["a"]; got.IsKubeletSilent != isUnfit {
+			t.Errorf("a silent kubelet counts: %t, want %t", got.IsKubeletSilent, isUnfit)
+		}
+	}
+}
