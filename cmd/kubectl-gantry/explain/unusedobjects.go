@@ -36,17 +36,16 @@ var reasonsOfUncoveredPools = []names.Reason{names.ReasonUnknownPool, names.Reas
 // to be meant for this pool. If advertisements name the pool, the others are no cause.
 func explainFaultyAdvertisement(ctx context.Context, c *serviceDiagnosis) (faulty cause, isMeant bool) {
 	advertising := advertisementsOfPool(c.config.Snapshot, c.view.RecordedPool)
-	for _, name := range findBrokenAdvertisements(ctx, c) {
-		advertising = append(advertising, snapshot.ObjectReference{Kind: "BGPAdvertisement", Name: name})
-	}
+	broken := findBrokenAdvertisements(ctx, c)
 	listed := listPoolsOfAdvertisements(ctx, c)
 	for i := range c.config.Problems {
 		p := &c.config.Problems[i]
 		ad := snapshot.ObjectReference{Kind: p.Object.Kind, Name: p.Object.Name}
-		if !strings.HasSuffix(ad.Kind, "Advertisement") || p.IsOnlyAdvice() || !slices.Contains(reasonsOfUncoveredPools, p.Reason) {
+		isBroken := ad.Kind == "BGPAdvertisement" && slices.Contains(broken, ad.Name)
+		if !strings.HasSuffix(ad.Kind, "Advertisement") || p.IsOnlyAdvice() || !isBroken && !slices.Contains(reasonsOfUncoveredPools, p.Reason) {
 			continue
 		}
-		isMeant = slices.Contains(advertising, ad) || len(advertising) == 0 && len(findSimilarNames(c.view.RecordedPool, append(listed[ad], ad.Name))) > 0
+		isMeant = isBroken || slices.Contains(advertising, ad) || len(advertising) == 0 && len(findSimilarNames(c.view.RecordedPool, append(listed[ad], ad.Name))) > 0
 		why := cause{names.NewExplanation(p.Reason, "%s %s has a fault: %s", ad.Kind, ad.Name, p.Text), targetOfProblem(p)}
 		if isMeant {
 			return why, true
