@@ -221,3 +221,25 @@ func TestDatagramsAreSteeredAfterTheirConnectionIsForgotten(t *testing.T) {
 		})
 	})
 }
+
+func TestOnlyUnansweredConnectionsAreForgotten(t *testing.T) {
+	runForEachFamily(t, func(t *testing.T, n *testNode) {
+		forget := func(p intent.SteeredPort, want int) {
+			t.Helper()
+			n.namespace.MustRunInside(func() error {
+				deleted, err := n.writer.DeleteConnectionsToDeadEndpoints(intent.Steering{p})
+				if deleted != want {
+					t.Errorf("%d connections were forgotten, want %d", deleted, want)
+				}
+				return err
+			})
+		}
+		p := n.steeredPort(intent.TCP)
+		n.mustNotConnect(n.client, "kube-proxy chooses the dead Pod")
+		forget(p, 1)
+		n.steer(p)
+		n.mustConnect(2 * time.Second)
+		p.DeadEndpoints = p.LivingEndpoints // as if their node only seemed dead
+		forget(p, 0)
+	})
+}
