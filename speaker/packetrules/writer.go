@@ -8,6 +8,9 @@ package packetrules
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -213,8 +216,11 @@ const (
 	proxyChainName = "KUBE-SERVICES"
 )
 
-// HasServiceProxyRules reports whether kube-proxy has rules on this node, as far as nftables shows
-// them. It does not show those of the old iptables (iptables-legacy).
+// legacyTablesFile lists the tables of iptables-legacy, whose rules nftables does not show. Only
+// kube-proxy, or a program like it, has a table nat there on a node of a cluster.
+const legacyTablesFile = "/proc/thread-self/net/ip_tables_names"
+
+// HasServiceProxyRules reports whether kube-proxy has rules on this node.
 func (w *Writer) HasServiceProxyRules() (bool, error) {
 	conn, err := openConn()
 	if err != nil {
@@ -229,5 +235,6 @@ func (w *Writer) HasServiceProxyRules() (bool, error) {
 			return true, nil
 		}
 	}
-	return false, nil
+	legacy, err := os.ReadFile(legacyTablesFile) // it exists only with iptables-legacy
+	return err == nil && slices.Contains(strings.Fields(string(legacy)), "nat"), nil
 }
