@@ -1,9 +1,11 @@
 package packages
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -150,6 +152,55 @@ speaker: {ports: {metrics: 9473, health: 9474}, gossip: {port: 7947}}
 	b.runKubectl("", "get", "clusterrole/second-controller", "clusterrolebinding/second-speaker", "validatingadmissionpolicybinding/second-configuration-namespace", "customresourcedefinition/ipaddresspools.metallb.io")
 	// Without the first release, any name fits.
 	b.runHelm("{}", "install", "third-name", "--take-ownership")
+}
+
+// earlierChartCommit is the commit of the first chart that was released.
+const earlierChartCommit = "4ed98b1"
+
+// extractEarlierChart writes an earlier chart into a directory, or skips the test if the repository
+// is a clone without its history.
+func extractEarlierChart(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	archive := exec.CommandContext(t.Context(), "git", "-C", RepositoryRoot(), "archive", earlierChartCommit, "charts", "config")
+	text, err := archive.Output()
+	if err != nil {
+		t.Skipf("the repository lacks the commit %s: fetch its history", earlierChartCommit)
+	}
+	extract := exec.CommandContext(t.Context(), "tar", "-x", "-C", dir)
+	extract.Stdin = bytes.NewReader(text)
+	if out, err := extract.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return filepath.Join(dir, "charts", "gantry")
+}
+
+// TestUpgradeFromEarlierChart upgrades a release with values of the earlier chart, and rolls it
+// back. What users applied stays, also when the release is uninstalled and installed again under
+// another name.
+func TestUpgradeFromEarlierChart(t *testing.T) {
+	earlier := extractEarlierChart(t)
+	b := newPackageInstaller(t)
+	b.installMonitoringCRDs()
+	const values = `
+imagePullSecrets: [{name: registry}]
+loadBalancerClass: example.com/gantry
+controller: {replicas: 1, podLabels: {team: net}, affinity: {nodeAffinity: {}}}
+speaker: {gossip: {port: 7947}, layer2: {refreshInterval: 2m}, tolerations: []}
+webhook: {enabled: true, failurePolicy: Ignore}
+prometheus: {enabled: true, interval: 30s, labels: {release: prometheus}}
+`
+	b.chart = earlier
+	b.runHelm(values, "install", "gantry", "--take-ownership", "--force-conflicts")
+	b.chart = ""
+	b.runKubectl(userObjectsManifest, "apply", "-f", "-")
+	b.runHelm(values, "upgrade", "gantry")
+	b.runHelm("", "rollback", "gantry")
+	b.runHelm(values, "upgrade", "gantry")
+	b.runHelm("", "uninstall", "gantry")
+	b.runKubectl(userObjectsManifest, "get", "-f", "-")
+	b.runHelm(values, "install", "renamed", "--take-ownership")
+	b.runKubectl(userObjectsManifest, "get", "-f", "-")
 }
 
 // userObjectsManifest has an object of each kind that users write. Its texts are not in the form

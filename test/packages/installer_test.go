@@ -1,6 +1,7 @@
 package packages
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -24,6 +25,7 @@ type packageInstaller struct {
 	*testing.T
 	kubectl   *apiserver.Kubectl
 	apiClient client.Client
+	chart     string // the directory of the chart that Helm installs; empty for charts/gantry
 }
 
 // newPackageInstaller starts an API server that runs until the test ends. It has the CRDs and the
@@ -40,7 +42,7 @@ func newPackageInstaller(t *testing.T) *packageInstaller {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &packageInstaller{t, apiserver.NewKubectlOrSkip(t, config), c}
+	b := &packageInstaller{t, apiserver.NewKubectlOrSkip(t, config), c, ""}
 	b.runKubectl("", "delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", "--all")
 	b.runKubectl("", "-n", "metallb-system", "delete", "configmap", "gantry-configuration-namespace")
 	return b
@@ -69,7 +71,7 @@ func (b *packageInstaller) runHelm(values, command, release string, args ...stri
 func (b *packageInstaller) tryHelm(values, command, release string, args ...string) (string, error) {
 	all := []string{command, release}
 	if command == "install" || command == "upgrade" {
-		all = append(all, filepath.Join(RepositoryRoot(), "charts", "gantry"), "--values", "-")
+		all = append(all, cmp.Or(b.chart, filepath.Join(RepositoryRoot(), "charts", "gantry")), "--values", "-")
 	}
 	if !slices.Contains(args, "--namespace") {
 		args = append(args, "--namespace", "metallb-system")

@@ -106,6 +106,14 @@ func TestHelmValuesOfPodsAndMonitorsChangeManifests(t *testing.T) {
 	}
 }
 
+func TestHelmLintFindsNothing(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	out, err := runProgram(t.Context(), "", "helm", "lint", "--strict", filepath.Join(RepositoryRoot(), "charts", "gantry"))
+	if err != nil || !strings.Contains(out, "0 chart(s) failed") {
+		t.Errorf("helm lint: %v\n%s", err, out)
+	}
+}
+
 func renderChart(t *testing.T, values string) string {
 	t.Helper()
 	text, err := RenderHelm(t.Context(), "metallb-system", values)
