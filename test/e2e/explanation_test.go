@@ -61,19 +61,25 @@ func (h *faultTestCluster) awaitExplanation(ctx context.Context, service string,
 // awaitExplanation waits until kubectl gantry explain exits with the status, and its first line has
 // the texts.
 func awaitExplanation(ctx context.Context, s *cluster.Cluster, subject []string, wantStatus int, texts ...string) error {
-	return cluster.AwaitNoError(ctx, "the explanation of "+strings.Join(subject, " "), func(ctx context.Context) error {
+	var lastAnswer error
+	err := cluster.AwaitNoError(ctx, "the explanation of "+strings.Join(subject, " "), func(ctx context.Context) error {
 		out, status, err := runKubectlGantry(ctx, s, append([]string{"explain"}, subject...)...)
-		if err != nil {
-			return err
+		if err != nil || ctx.Err() != nil { // it may have been killed
+			return errors.Join(err, ctx.Err())
 		}
 		first, _, _ := strings.Cut(out, "\n")
 		for _, text := range texts {
 			if status != wantStatus || !strings.Contains(first, text) {
-				return fmt.Errorf("kubectl gantry exits with %d, want %d, and its first line should have %q:\n%s", status, wantStatus, text, out)
+				lastAnswer = fmt.Errorf("kubectl gantry exits with %d, want %d, and its first line should have %q:\n%s", status, wantStatus, text, out)
+				return lastAnswer
 			}
 		}
 		return nil
 	})
+	if err != nil && lastAnswer != nil {
+		return lastAnswer
+	}
+	return err
 }
 
 // explanationFault is a fault of one Service that only kubectl gantry explain has to name in its
@@ -219,9 +225,10 @@ var healthyServiceManifestByName = map[string]string{
 // testKubectlGantryExplainNamesCause makes faults that only an explanation has to name, and
 // explains Services that work.
 func (h *faultTestCluster) testKubectlGantryExplainNamesCause(ctx context.Context, t *testing.T) {
-	failOnError(t, h.ApplyManifests(ctx, explanationFaultPrerequisites))
+	failOnError(t, h.ApplyManifests(ctx, explanationFaultPrerequisites+userMistakePrerequisites))
 	manifests := ""
-	for _, f := range explanationFaults {
+	faultsOfOwnServices := slices.Concat(explanationFaults, userMistakes)
+	for _, f := range faultsOfOwnServices {
 		manifests += f.manifests
 	}
 	for _, m := range healthyServiceManifestByName {
@@ -233,7 +240,7 @@ func (h *faultTestCluster) testKubectlGantryExplainNamesCause(ctx context.Contex
 			t.Error(err)
 		}
 	}
-	for _, f := range explanationFaults {
+	for _, f := range faultsOfOwnServices {
 		t.Run(f.name, func(t *testing.T) {
 			failOnError(t, h.awaitExplanation(ctx, f.service, kubectlGantryExitNotWell, f.text, "["+string(f.reason)+"]"))
 		})

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
@@ -16,6 +17,30 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 )
+
+// userMistakePrerequisites are the pools and advertisements of userMistakes.
+var userMistakePrerequisites = strings.Replace(poolWithoutAutoAssignManifest("retiring", "192.168.0.190-192.168.0.191", "spec: {ipAddressPools: [retiring]}"), "autoAssign: false", "autoAssign: false, gantry: {retire: {addresses: [192.168.0.191]}}", 1) +
+	poolWithoutAutoAssignManifest("aliased", "198.18.1.1", "") + bgpAdvertisementManifest("aliased", "ipAddressPools: [aliased], communities: [no-exprot]") +
+	poolWithoutAutoAssignManifest("two-peers", "198.18.1.2", "") + bgpAdvertisementManifest("two-peers", "ipAddressPools: [two-peers], peers: [tor, tro]") +
+	poolWithoutAutoAssignManifest("labelled", "192.168.0.192", "spec: {ipAddressPoolSelectors: [{matchLabels: {zone: a}}]}") +
+	poolWithoutAutoAssignManifest("closed", "192.168.0.193", "")
+
+// userMistakes are what users may write in a Service of their own, or in an object that it needs.
+var userMistakes = []explanationFault{
+	{name: "an address with a port", service: "with-port", manifests: serviceManifest("with-port", "", "loadBalancerIP: 192.168.0.231:80"), reason: names.ReasonInvalidRequest, text: `spec.loadBalancerIP: "192.168.0.231:80" is no address`},
+	{name: "two addresses of one family", service: "two-addresses", manifests: serviceManifest("two-addresses", `metallb.io/loadBalancerIPs: "192.168.0.230,192.168.0.229"`, ""), reason: names.ReasonInvalidRequest, text: "asks for two addresses of one family"},
+	{name: "both families from a pool of one", service: "both-families", manifests: serviceManifest("both-families", "metallb.io/address-pool: gapped", "ipFamilyPolicy: RequireDualStack"), reason: names.ReasonPoolExhausted, text: "no IPv6 addresses"},
+	{name: "a retired address", service: "retired", manifests: serviceManifest("retired", "metallb.io/loadBalancerIPs: 192.168.0.191", ""), reason: names.ReasonAddressRetired, text: "192.168.0.191"},
+	{name: "a holder that does not exist", service: "held", manifests: serviceManifest("held", "gantry.dev/holder: node9", ""), reason: names.ReasonHolderUnavailable, text: "there is no node node9: correct the annotation gantry.dev/holder"},
+	{name: "a request in a label", service: "label", manifests: strings.Replace(serviceManifest("label", "", ""), "  annotations: {}", "  labels: {metallb.io/address-pool: gapped}", 1), reason: names.ReasonUnknownAnnotation, text: "the label metallb.io/address-pool of the Service has no effect: make it an annotation"},
+	{name: "a name that no port of the Pods has", service: "port-name", manifests: strings.Replace(serviceManifest("port-name", "", ""), "targetPort: 9097", "targetPort: htpp", 1), reason: names.ReasonNoEndpoints, text: `no Pod has a port named "htpp": correct targetPort`},
+	{name: "no selector", service: "no-selector", manifests: strings.Replace(serviceManifest("no-selector", "", ""), "  selector: {app: web}\n", "", 1), reason: names.ReasonNoEndpoints, text: "the Service has no selector"},
+	{name: "an alias of a community that does not exist", service: "aliased", manifests: serviceManifest("aliased", "metallb.io/address-pool: aliased", ""), reason: names.ReasonNoAdvertisement, text: `BGPAdvertisement aliased has a fault: spec.communities[0]: no Community names the alias "no-exprot"`},
+	{name: "one of two peers does not exist", service: "two-peers", manifests: serviceManifest("two-peers", "metallb.io/address-pool: two-peers", ""), reason: names.ReasonUnknownPeer, text: `the BGPAdvertisement two-peers has a fault: spec.peers[1]: no BGPPeer "tro" exists`},
+	{name: "an advertisement by a label that no pool has", service: "labelled", manifests: serviceManifest("labelled", "metallb.io/address-pool: labelled", ""), reason: names.ReasonNoAdvertisement, text: "the ipAddressPoolSelectors of L2Advertisement labelled match no IPAddressPool"},
+	{name: "an old annotation that disagrees with the new one", service: "both-spellings", manifests: serviceManifest("both-spellings", "metallb.io/address-pool: gaped, metallb.universe.tf/address-pool: gapped", ""), reason: names.ReasonPoolNotFound, text: `"gaped"`},
+	{name: "an address of a pool that has no advertisement", service: "closed", manifests: serviceManifest("closed", "metallb.io/loadBalancerIPs: 192.168.0.193", ""), reason: names.ReasonNoAdvertisement, text: `selects pool "closed"`},
+}
 
 // routerRefusalFaults are sessions that the router ends, because of what the node offers or
 // announces.
@@ -100,8 +125,34 @@ func (h *faultTestCluster) otherHostFaults() []explanationFault {
 				return h.ApplyManifests(ctx, proxied)
 			},
 			repair: func(context.Context) error { return proxy.stop() }},
+		{name: "strictARP is missing", service: "stray", manifests: kubeProxyWithoutStrictARPManifest + poolWithoutAutoAssignManifest("stray", "192.168.0.147", l2AdvertisementSpecOfPool("stray", "")), reason: names.ReasonStrayAnswer, text: "answers for it and does not hold it: kube-proxy runs in mode ipvs without strictARP",
+			// In mode ipvs, kube-proxy gives the addresses of all Services to a link of each node.
+			// The Pod is on node1.
+			edit: func(ctx context.Context) error {
+				if err := h.RunOnHost("node2", "ip", "address", "add", "192.168.0.147/32", "dev", "lo"); err != nil {
+					return err
+				}
+				return h.ApplyManifests(ctx, serviceManifest("stray", "metallb.io/address-pool: stray", "externalTrafficPolicy: Local"))
+			},
+			repair: h.runInSequenceFunc(func(context.Context) error {
+				return h.RunOnHost("node2", "ip", "address", "del", "192.168.0.147/32", "dev", "lo")
+			}, h.kubectlFunc("-n", "kube-system", "delete", "configmap", "kube-proxy"))},
 	}
 }
+
+// kubeProxyWithoutStrictARPManifest is the configuration of kube-proxy in mode ipvs, as kubeadm
+// writes it.
+const kubeProxyWithoutStrictARPManifest = `apiVersion: v1
+kind: ConfigMap
+metadata: {name: kube-proxy, namespace: kube-system}
+data:
+  config.conf: |
+    kind: KubeProxyConfiguration
+    ipvs:
+      strictARP: false
+    mode: ipvs
+---
+`
 
 // arpProxy is a host that answers ARP requests for addresses that it does not have.
 type arpProxy struct {
