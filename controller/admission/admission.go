@@ -1,8 +1,9 @@
 // Package admission refuses at apply time what the controller would otherwise report in a
 // condition. It builds the Snapshot as if the object were admitted, and answers with the new
-// Problems in the same words. References to objects that do not exist yet are admitted with a
-// warning, and so are addresses that the cluster itself uses. The webhook is optional: everything
-// works without it.
+// Problems in the same words. It admits with a warning what another object may still mend, and what
+// is served all the same: references to objects that do not exist yet, entries that overlap those
+// of another pool, and addresses that the cluster itself uses. So objects may be applied in any
+// order. The webhook is optional: everything works without it.
 package admission
 
 import (
@@ -92,7 +93,7 @@ func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (
 }
 
 // reviewCreateOrUpdate refuses an object that causes new Problems, its own or another object's. It
-// only warns of references to objects that do not exist yet, and of what is served all the same.
+// only warns of what another object may still mend, and of what is served all the same.
 func reviewCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
 	old := map[snapshot.ProblemIdentity]int{}
@@ -107,10 +108,10 @@ func reviewCreateOrUpdate(self snapshot.ObjectReference, before, after []snapsho
 			if p.Object == self {
 				warnings = append(warnings, p.Text)
 			}
-		case p.Object == self:
-			refused = append(refused, p.Text)
+		case p.IsOverlapWithOtherPool():
+			warnings = append(warnings, formatAnswerText(self, p))
 		default:
-			refused = append(refused, fmt.Sprintf("it would make %s %q invalid: %s", p.Object.Kind, p.Object.Name, p.Text))
+			refused = append(refused, formatAnswerText(self, p))
 		}
 	}
 	response := admission.Allowed("")
@@ -118,6 +119,14 @@ func reviewCreateOrUpdate(self snapshot.ObjectReference, before, after []snapsho
 		response = admission.Denied(strings.Join(refused, "; "))
 	}
 	return response.WithWarnings(warnings...)
+}
+
+// formatAnswerText says what is wrong, and of which object if it is not the object of the request.
+func formatAnswerText(self snapshot.ObjectReference, p snapshot.Problem) string {
+	if p.Object == self {
+		return p.Text
+	}
+	return fmt.Sprintf("it would make %s %q invalid: %s", p.Object.Kind, p.Object.Name, p.Text)
 }
 
 // reviewDeletion refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be

@@ -92,8 +92,8 @@ func TestEditThatFixesOneOfManyFaultsIsAdmitted(t *testing.T) {
 		"one fault twice": {
 			before: []v1beta1.IPAddressPool{newPool("b", "other")}, after: newPool("b", "other", "other"), refuse: `"other" is no CIDR`,
 		},
-		"a fault of another pool": {
-			before: []v1beta1.IPAddressPool{newPool("b", "10.0.0.0/16")}, after: newPool("a", "10.0.0.0/16"), refuse: "overlaps",
+		"an overlap in itself": {
+			before: []v1beta1.IPAddressPool{newPool("b", "10.0.0.0/16")}, after: newPool("b", "10.0.0.0/16", "10.0.1.0/24"), refuse: `overlaps with already defined CIDR or range "10.0.0.0/16" of pool "b"`,
 		},
 	}
 	for name, tc := range tests {
@@ -106,6 +106,31 @@ func TestEditThatFixesOneOfManyFaultsIsAdmitted(t *testing.T) {
 				t.Errorf("it is refused with %q, want %q", r.Result.Message, tc.refuse)
 			}
 		})
+	}
+}
+
+// Whoever splits a pool in one commit may apply the new pool before the old one is smaller, or the
+// other way round.
+func TestPoolMayBeSplitInAnyOrder(t *testing.T) {
+	whole, smaller, split := newPool("whole", "10.0.0.0/24"), newPool("whole", "10.0.0.0/25"), newPool("split", "10.0.0.128/25")
+	const warning = "overlaps with already defined CIDR or range"
+	for name, tc := range map[string]struct {
+		before    []v1beta1.IPAddressPool
+		operation admissionv1.Operation
+		after     v1beta1.IPAddressPool
+		warning   string
+	}{
+		"the new pool first":          {[]v1beta1.IPAddressPool{whole}, admissionv1.Create, split, warning},
+		"then the old one":            {[]v1beta1.IPAddressPool{whole, split}, admissionv1.Update, smaller, ""},
+		"the old pool first":          {[]v1beta1.IPAddressPool{whole}, admissionv1.Update, smaller, ""},
+		"then the new one":            {[]v1beta1.IPAddressPool{smaller}, admissionv1.Create, split, ""},
+		"joined again, grown first":   {[]v1beta1.IPAddressPool{smaller, split}, admissionv1.Update, whole, warning},
+		"then the new one is deleted": {[]v1beta1.IPAddressPool{whole, split}, admissionv1.Delete, split, ""},
+	} {
+		r := sendAdmissionRequest(t, objectReader{pools: tc.before}, tc.operation, "IPAddressPool", &tc.after)
+		if said := strings.Join(r.Warnings, "; "); !r.Allowed || !strings.Contains(said, tc.warning) || (said == "") != (tc.warning == "") {
+			t.Errorf("%s: allowed is %v (%v) with the warning %q, want %q", name, r.Allowed, r.Result, said, tc.warning)
+		}
 	}
 }
 
@@ -127,7 +152,7 @@ func TestAddressesOfBrokenPoolAreStillTaken(t *testing.T) {
 		published *snapshot.Snapshot
 		operation admissionv1.Operation
 		after     v1beta1.IPAddressPool
-		refuse    string
+		warning   string
 	}{
 		"a new pool with its addresses":             {[]v1beta1.IPAddressPool{broken}, published, admissionv1.Create, overlapping, `overlaps with already defined CIDR or range "10.0.0.0/24" of pool "a"`},
 		"a new pool with other addresses":           {[]v1beta1.IPAddressPool{broken}, published, admissionv1.Create, other, ""},
@@ -144,11 +169,8 @@ func TestAddressesOfBrokenPoolAreStillTaken(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			r := sendAdmissionRequest(t, objectReader{pools: tc.before, published: tc.published}, tc.operation, "IPAddressPool", &tc.after)
-			switch {
-			case r.Allowed != (tc.refuse == ""):
-				t.Errorf("allowed is %v: %v", r.Allowed, r.Result)
-			case !r.Allowed && !strings.Contains(r.Result.Message, tc.refuse):
-				t.Errorf("it is refused with %q, want %q", r.Result.Message, tc.refuse)
+			if said := strings.Join(r.Warnings, "; "); !r.Allowed || !strings.Contains(said, tc.warning) || (said == "") != (tc.warning == "") {
+				t.Errorf("allowed is %v (%v) with the warning %q, want %q", r.Allowed, r.Result, said, tc.warning)
 			}
 		})
 	}

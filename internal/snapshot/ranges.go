@@ -77,8 +77,8 @@ func (b *snapshotBuilder) rangesOfUsableEntries(o ObjectReference, entries []par
 		}
 		if clash {
 			field := addressEntryFieldPath(j)
-			b.reportProblemAndMarkBroken(o, field, names.ReasonOverlap, "%s: %q %s %q of pool %q: remove one of them",
-				field, e.text, overlapProblemText, t.entryText, t.poolName)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonOverlap, "%s: %q %s %q%s",
+				field, e.text, overlapProblemText, t.entryText, endOfOverlapText(t.poolName))
 			continue
 		}
 		accepted := poolRange{e.Range, o.Name, e.text}
@@ -93,6 +93,11 @@ func addressEntryFieldPath(i int) string { return fmt.Sprintf("spec.addresses[%d
 
 // overlapProblemText is the part of an overlap's text that is the same for all.
 const overlapProblemText = "overlaps with already defined CIDR or range"
+
+// endOfOverlapText is the end of an overlap's text. It names the pool of the other entry.
+func endOfOverlapText(pool string) string {
+	return fmt.Sprintf(" of pool %q: remove one of them", pool)
+}
 
 // previousRangesWithoutOverlap returns the pool's ranges that do not overlap takenRanges.
 func (p *Pool) previousRangesWithoutOverlap(takenRanges *rangeIndex) []poolRange {

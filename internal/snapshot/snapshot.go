@@ -300,6 +300,12 @@ func (p Problem) IsDanglingReference() bool {
 	return false
 }
 
+// IsOverlapWithOtherPool says whether an entry overlaps one of another pool. An edit of that pool
+// may still remove it: whoever splits a pool may apply the new pool first.
+func (p Problem) IsOverlapWithOtherPool() bool {
+	return p.Reason == names.ReasonOverlap && !strings.HasSuffix(p.Text, endOfOverlapText(p.Object.Name))
+}
+
 // PoolOfEachAddress returns the pool of each address; nil when an address has none. An address
 // still belongs to a pool that now avoids or excludes it. If no pool covers it any more, it belongs
 // to the recorded pool as long as that exists: its Service keeps the address.

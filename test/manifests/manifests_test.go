@@ -23,8 +23,9 @@
 //
 //	# delete KIND/NAME                     deletes an object of an earlier step.
 //
-// The optional webhook has to refuse every problem with the same text, except a reference to an
-// object that may be created later.
+// The optional webhook has to refuse every problem with the same text. It warns of what another
+// object may still mend: a reference to an object that may be created later, and an overlap with
+// another pool.
 package manifests
 
 import (
@@ -419,11 +420,12 @@ func (b *manifestOutcomeChecker) checkWebhookRefusesWithSameText(t *testing.T, o
 	if r.Result != nil {
 		said += r.Result.Message
 	}
-	if (snapshot.Problem{Reason: names.Reason(e.expectedReason)}).IsOnlyAdvice() {
+	problem := snapshot.Problem{Object: snapshot.ObjectReference{Name: o.GetName()}, Reason: names.Reason(e.expectedReason), Text: said}
+	if problem.IsOnlyAdvice() {
 		return // this webhook does not know the cluster's networks
 	}
-	dangling := snapshot.Problem{Reason: names.Reason(e.expectedReason)}.IsDanglingReference()
-	if r.Allowed != dangling && e.expectedReason != string(names.ReasonDuplicate) || !strings.Contains(said, e.expectedTextPart) {
+	mayBeMended := problem.IsDanglingReference() || problem.IsOverlapWithOtherPool()
+	if r.Allowed != mayBeMended && e.expectedReason != string(names.ReasonDuplicate) || !strings.Contains(said, e.expectedTextPart) {
 		t.Errorf("the webhook allows %s: %v, with the text %q; want %q", e.objectKindAndName, r.Allowed, said, e.expectedTextPart)
 	}
 }

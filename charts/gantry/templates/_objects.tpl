@@ -34,7 +34,9 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- $root := .root }}{{ $namespace := .root.Release.Namespace }}
 {{- with .object }}
 {{- if .metadata.namespace }}{{ $_ := set .metadata "namespace" $namespace }}{{ end }}
-{{- range .subjects }}{{ $_ := set . "namespace" $namespace }}{{ end }}
+{{- range .subjects }}
+{{- if hasPrefix "gantry-" .name }}{{ $_ := set . "namespace" $namespace }}{{ end }}
+{{- end }}
 {{- range .webhooks }}{{ $_ := set .clientConfig.service "namespace" $namespace }}{{ end }}
 {{- if eq .kind "ValidatingAdmissionPolicyBinding" }}
 {{- with .spec.paramRef }}{{ $_ := set . "namespace" $namespace }}{{ end }}
@@ -54,7 +56,9 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- else }}
 {{- $_ := set .metadata "name" (regexReplaceAll "^gantry" .metadata.name $name) }}
 {{- end }}
-{{- range .subjects }}{{ $_ := set . "name" (include "gantry.serviceAccount" (list $root (trimPrefix "gantry-" .name))) }}{{ end }}
+{{- range .subjects }}
+{{- if hasPrefix "gantry-" .name }}{{ $_ := set . "name" (include "gantry.serviceAccount" (list $root (trimPrefix "gantry-" .name))) }}{{ end }}
+{{- end }}
 {{- with .roleRef }}{{ $_ := set . "name" (regexReplaceAll "^gantry" .name $name) }}{{ end }}
 {{- range .rules }}
 {{- if has "validatingwebhookconfigurations" .resources }}{{ $_ := set . "resourceNames" (list (printf "%s-webhook" $name)) }}{{ end }}
