@@ -26,6 +26,7 @@ type webhookOptions struct {
 	Port                               int
 	ServiceName                        string
 	CertificateSecretName              string
+	CertificateSource                  string // Controller or Secret
 	ValidatingWebhookConfigurationName string
 }
 
@@ -35,6 +36,7 @@ func (o *webhookOptions) declareFlags(fs *pflag.FlagSet) {
 	fs.IntVar(&o.Port, "webhook-port", 9443, "port on which the webhook is served")
 	fs.StringVar(&o.ServiceName, "webhook-service", names.WebhookService, "name of the Service by which the API server calls the webhook")
 	fs.StringVar(&o.CertificateSecretName, "webhook-secret", names.WebhookSecret, "name of the Secret with the webhook's certificate, which the controller creates and renews")
+	fs.StringVar(&o.CertificateSource, "webhook-certificate", "Controller", "Controller: the controller creates and renews the certificate; Secret: another program does, such as cert-manager")
 	fs.StringVar(&o.ValidatingWebhookConfigurationName, "webhook-config", names.WebhookConfiguration, "name of the ValidatingWebhookConfiguration into which the controller writes the CA")
 }
 
@@ -42,6 +44,9 @@ func (o *webhookOptions) declareFlags(fs *pflag.FlagSet) {
 func (o *webhookOptions) validateValues() error {
 	if o.EnabledOrDisabled != "enabled" && o.EnabledOrDisabled != "disabled" {
 		return option.InvalidOptionError("webhook-mode", o.EnabledOrDisabled, "write enabled or disabled")
+	}
+	if o.CertificateSource != "Controller" && o.CertificateSource != "Secret" {
+		return option.InvalidOptionError("webhook-certificate", o.CertificateSource, "write Controller or Secret")
 	}
 	if o.Port < 1 || o.Port > 65535 {
 		return option.InvalidOptionError("webhook-port", strconv.Itoa(o.Port), "write a port, 1 to 65535")
@@ -60,6 +65,7 @@ func newWebhookServerAndCertificate(o options, log *slog.Logger) (webhook.Server
 	w := o.Webhook
 	certificate := certs.NewWebhookCertificate(certs.Options{
 		WebhookObjectNames: certs.WebhookObjectNames{Namespace: o.Namespace, ServiceName: w.ServiceName, CertificateSecretName: w.CertificateSecretName, ValidatingWebhookConfigurationName: w.ValidatingWebhookConfigurationName},
+		IsSecretForeign:    w.CertificateSource == "Secret",
 		Now:                time.Now, Log: log,
 	})
 	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){certificate.ServeCurrentCertificate}}), certificate

@@ -52,8 +52,10 @@ func (o WebhookObjectNames) limitCache(c *cluster.Options) {
 // Options are the settings of a WebhookCertificate.
 type Options struct {
 	WebhookObjectNames
-	Now func() time.Time
-	Log *slog.Logger
+	// IsSecretForeign is set if another program writes the Secret and renews the certificate.
+	IsSecretForeign bool
+	Now             func() time.Time
+	Log             *slog.Logger
 }
 
 // WebhookCertificate is the certificate that the webhook serves. Use NewWebhookCertificate to
@@ -143,6 +145,13 @@ func (k *certificateReconciler) createOrRenewCertificateSecret(ctx context.Conte
 	missing := apierrors.IsNotFound(err)
 	if err != nil && !missing {
 		return ParsedCertificateSecret{}, fmt.Errorf("reading the Secret %s: %w", k.CertificateSecretName, err)
+	}
+	if k.IsSecretForeign {
+		state, err := ParseForeignCertificateSecretData(k.Now(), s.Data, k.webhookServiceDNSNames()[0])
+		if err != nil {
+			return ParsedCertificateSecret{}, fmt.Errorf("using the Secret %s of another program as the webhook's certificate (--webhook-certificate): %w", k.CertificateSecretName, err)
+		}
+		return state, nil
 	}
 	data, state, err := RenewCertificateSecretDataIfDue(k.Now(), s.Data, k.webhookServiceDNSNames())
 	if err != nil {

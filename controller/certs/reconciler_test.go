@@ -34,7 +34,7 @@ var testWebhookObjectNames = certs.WebhookObjectNames{
 
 // startCertificateReconciler makes a certificate in a manager of its own, as a controller that is
 // not the leader does.
-func startCertificateReconciler(t *testing.T, rc *rest.Config, now func() time.Time) *certs.WebhookCertificate {
+func startCertificateReconciler(t *testing.T, rc *rest.Config, now func() time.Time, edits ...func(*certs.Options)) *certs.WebhookCertificate {
 	t.Helper()
 	skipValidation := true
 	mgr, err := ctrl.NewManager(rc, ctrl.Options{
@@ -44,7 +44,11 @@ func startCertificateReconciler(t *testing.T, rc *rest.Config, now func() time.T
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := certs.NewWebhookCertificate(certs.Options{WebhookObjectNames: testWebhookObjectNames, Now: now, Log: slog.New(slog.DiscardHandler)})
+	o := certs.Options{WebhookObjectNames: testWebhookObjectNames, Now: now, Log: slog.New(slog.DiscardHandler)}
+	for _, edit := range edits {
+		edit(&o)
+	}
+	k := certs.NewWebhookCertificate(o)
 	if err := k.RegisterController(mgr); err != nil {
 		t.Fatal(err)
 	}

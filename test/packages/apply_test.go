@@ -16,31 +16,34 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// monitoringCRDsManifest replaces the CRDs of the Prometheus operator. The API server accepts any
-// object of these kinds.
-func monitoringCRDsManifest() string {
+// foreignCRDsManifest replaces the CRDs of the Prometheus operator and of cert-manager. The API
+// server accepts any object of these kinds.
+func foreignCRDsManifest() string {
 	var out strings.Builder
-	for _, kind := range []string{"ServiceMonitor", "PodMonitor", "PrometheusRule"} {
+	for kind, group := range map[string]string{
+		"ServiceMonitor": "monitoring.coreos.com", "PodMonitor": "monitoring.coreos.com", "PrometheusRule": "monitoring.coreos.com", "Certificate": "cert-manager.io",
+	} {
 		name := strings.ToLower(kind)
 		fmt.Fprintf(&out, `---
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-metadata: {name: %[2]ss.monitoring.coreos.com}
+metadata: {name: %[2]ss.%[3]s}
 spec:
-  group: monitoring.coreos.com
+  group: %[3]s
   scope: Namespaced
   names: {kind: %[1]s, plural: %[2]ss, singular: %[2]s, listKind: %[1]sList}
   versions:
   - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
-`, kind, name)
+`, kind, name, group)
 	}
 	return out.String()
 }
 
-// installMonitoringCRDs makes the API server accept monitors and rules of the Prometheus operator.
-func (b *packageInstaller) installMonitoringCRDs() {
+// installForeignCRDs makes the API server accept objects of the Prometheus operator and of
+// cert-manager.
+func (b *packageInstaller) installForeignCRDs() {
 	b.Helper()
-	b.runKubectl(monitoringCRDsManifest(), "apply", "-f", "-")
+	b.runKubectl(foreignCRDsManifest(), "apply", "-f", "-")
 	b.runKubectl("", "wait", "customresourcedefinitions", "--all", "--for=condition=Established", "--timeout=2m")
 }
 
@@ -58,7 +61,7 @@ func (b *packageInstaller) createAsDryRun(o *unstructured.Unstructured) error {
 // value of the chart makes.
 func TestAPIServerAcceptsManifestsOfEveryValue(t *testing.T) {
 	b := newPackageInstaller(t)
-	b.installMonitoringCRDs()
+	b.installForeignCRDs()
 	sets := slices.Concat(slices.Collect(maps.Keys(valuesWithRenderedText)), slices.Collect(maps.Keys(valuesThatRemoveText)))
 	accepted := map[string]bool{}
 	for _, values := range sets {
@@ -181,7 +184,7 @@ func extractEarlierChart(t *testing.T) string {
 func TestUpgradeFromEarlierChart(t *testing.T) {
 	earlier := extractEarlierChart(t)
 	b := newPackageInstaller(t)
-	b.installMonitoringCRDs()
+	b.installForeignCRDs()
 	const values = `
 imagePullSecrets: [{name: registry}]
 loadBalancerClass: example.com/gantry
@@ -252,7 +255,7 @@ func TestApplyingTwiceChangesNothing(t *testing.T) {
 		t.Skip("kubectl diff runs the program diff, which is missing")
 	}
 	b := newPackageInstaller(t)
-	b.installMonitoringCRDs()
+	b.installForeignCRDs()
 	// Nothing runs here that could answer for the webhook.
 	const values = "{webhook: {enabled: true, failurePolicy: Ignore}, prometheus: {enabled: true}}"
 	byHelm, err := RenderHelm(t.Context(), "metallb-system", values)

@@ -64,6 +64,8 @@ var valuesWithRenderedText = map[string]string{
 	`speaker: {gossip: {secretName: own}}`:                                                                          `{name: gossip-key, secret: {secretName: own}}`,
 	`podSecurity: {createNamespace: true}`:                                                                          "pod-security.kubernetes.io/enforce: privileged",
 	`webhook: {enabled: true, timeoutSeconds: 7}`:                                                                   "timeoutSeconds: 7",
+	`webhook: {enabled: true, certificate: Secret}`:                                                                 `{name: GANTRY_WEBHOOK_CERTIFICATE, value: Secret}`,
+	`webhook: {enabled: true, issuerRef: {name: internal, kind: ClusterIssuer}}`:                                    "dnsNames: [gantry-webhook.metallb-system.svc]",
 	`prometheus: {enabled: true, podMonitors: true}`:                                                                "kind: PodMonitor",
 	`prometheus: {scrapeAnnotations: true}`:                                                                         `prometheus.io/port: "7473"`,
 	`prometheus: {enabled: true, scrapeTimeout: 16s}`:                                                               "scrapeTimeout: 16s",
