@@ -71,7 +71,7 @@ func (v *ConfigurationValidator) Handle(ctx context.Context, req admission.Reque
 	if req.Operation == admissionv1.Delete {
 		return reviewDeletion(req.Kind.Kind, req.Name, &objects)
 	}
-	if err := v.insertAdmissionObject(req, &objects); err != nil {
+	if err := v.addObjectUnderAdmission(req, &objects); err != nil {
 		return admission.Errored(400, err)
 	}
 	_, after := snapshot.BuildSnapshot(objects)
@@ -143,8 +143,8 @@ func reviewDeletion(kind, name string, o *snapshot.ConfigurationObjects) admissi
 	return admission.Allowed("")
 }
 
-// insertAdmissionObject adds the object of the request to the others, as if it were admitted.
-func (v *ConfigurationValidator) insertAdmissionObject(req admission.Request, o *snapshot.ConfigurationObjects) error {
+// addObjectUnderAdmission adds the object of the request to the others, as if it were admitted.
+func (v *ConfigurationValidator) addObjectUnderAdmission(req admission.Request, o *snapshot.ConfigurationObjects) error {
 	now := metav1.NewTime(v.CreationTimeOfNewObject())
 	switch req.Kind.Kind {
 	case "IPAddressPool":

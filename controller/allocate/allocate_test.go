@@ -24,7 +24,7 @@ func parseAddresses(texts ...string) []netip.Addr {
 	return out
 }
 
-// newPool returns an open pool with these entries.
+// newPool returns an unrestricted pool with these entries.
 func newPool(t testing.TB, name string, entries ...string) *snapshot.Pool {
 	t.Helper()
 	p := &snapshot.Pool{Name: name, AutoAssign: true}
@@ -75,8 +75,8 @@ func newPoolWithoutAutoAssign(t *testing.T) *snapshot.Pool {
 	return p
 }
 
-// newPoolWithPriority returns a pool with a priority. It is pinned to the namespace, if there is
-// one.
+// newPoolWithPriority returns a pool with a priority. It is restricted to the namespace, if there
+// is one.
 func newPoolWithPriority(t *testing.T, name string, priority int, namespace, entry string) *snapshot.Pool {
 	p := newPool(t, name, entry)
 	p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority}
@@ -130,13 +130,13 @@ var decideCases = map[string]decideCase{
 		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPoolWithoutAutoAssign(t)} },
 		service: newService("s", withRequestedPool("nowhere")), wantReason: names.ReasonPoolNotFound, wantText: `"nowhere"`,
 	},
-	"a pinned pool of a better priority comes before open ones": {
+	"a restricted pool of a better priority comes before unrestricted ones": {
 		pools: func(t *testing.T) []*snapshot.Pool {
 			return []*snapshot.Pool{newPool(t, "a", "192.0.2.1"), newPoolWithPriority(t, "b", 0, "", "192.0.2.2"), newPoolWithPriority(t, "c", 7, "default", "192.0.2.3")}
 		},
 		service: newService("s"), wantAddresses: "192.0.2.3", wantReason: names.ReasonAssigned,
 	},
-	"a pool pinned to another namespace is never used": {
+	"a pool restricted to another namespace is never used": {
 		pools: func(t *testing.T) []*snapshot.Pool {
 			return []*snapshot.Pool{newPoolWithPriority(t, "b", 1, "other", "192.0.2.2")}
 		},

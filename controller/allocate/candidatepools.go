@@ -12,9 +12,9 @@ import (
 )
 
 // candidatePools are the pools from which a Service may get an address without naming one.
-// Restricted pools that admit the Service come first, by priority; then come the open ones; equal
-// ones are in order of their names. Pools are indexed by what a Service must have to be admitted,
-// so that pools that do not match cost nothing.
+// Restricted pools that admit the Service come first, by priority; then the unrestricted ones;
+// equal ones are in order of their names. Pools are indexed by what a Service must have to be
+// admitted, so that pools that do not match cost nothing.
 type candidatePools struct {
 	poolsWithoutServiceAllocation []*poolEntry
 	// allocationPoolsAdmittingAllServices have a serviceAllocation that admits any Service.
@@ -102,12 +102,14 @@ func (c *candidatePools) resetCachedAllocationPools() {
 	c.cachedAllocationPoolsByNamespace = map[string][]*poolEntry{}
 }
 
-// poolsForService returns the pools for a Service: the restricted ones in order, and the open ones.
-func (c *candidatePools) poolsForService(s *view.Service) (pinned, open []*poolEntry) {
-	pinned, ok := c.cachedAllocationPoolsByNamespace[s.Key.Namespace]
+// poolsForService returns the pools that may serve a Service. Restricted pools have a
+// serviceAllocation that admits the Service; they come in the order of their priority. Unrestricted
+// pools have none.
+func (c *candidatePools) poolsForService(s *view.Service) (restricted, unrestricted []*poolEntry) {
+	restricted, ok := c.cachedAllocationPoolsByNamespace[s.Key.Namespace]
 	if !ok {
-		pinned = slices.SortedFunc(slices.Values(slices.Concat(c.allocationPoolsAdmittingAllServices, c.allocationPoolsByAdmittedNamespace[s.Key.Namespace])), comparePoolPriorities)
-		c.cachedAllocationPoolsByNamespace[s.Key.Namespace] = pinned
+		restricted = slices.SortedFunc(slices.Values(slices.Concat(c.allocationPoolsAdmittingAllServices, c.allocationPoolsByAdmittedNamespace[s.Key.Namespace])), comparePoolPriorities)
+		c.cachedAllocationPoolsByNamespace[s.Key.Namespace] = restricted
 	}
 	var more []*poolEntry
 	more = appendAdmittingPools(more, c.allocationPoolsWithUnindexedSelectors, s)
@@ -118,11 +120,11 @@ func (c *candidatePools) poolsForService(s *view.Service) (pinned, open []*poolE
 		}
 	}
 	if len(more) > 0 {
-		pinned = append(more, pinned...)
-		slices.SortFunc(pinned, comparePoolPriorities)
-		pinned = slices.Compact(pinned)
+		restricted = append(more, restricted...)
+		slices.SortFunc(restricted, comparePoolPriorities)
+		restricted = slices.Compact(restricted)
 	}
-	return pinned, c.poolsWithoutServiceAllocation
+	return restricted, c.poolsWithoutServiceAllocation
 }
 
 func appendAdmittingPools(to, from []*poolEntry, s *view.Service) []*poolEntry {

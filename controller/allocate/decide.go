@@ -55,8 +55,8 @@ type decider struct {
 	// overQuotaPools the namespace has reached its quota.
 	exhaustedPools, overQuotaPools []*poolEntry
 	exhaustedFamilyPools           []*familyPool
-	// candidates are the pools that may give an address, in their order: the pinned and the open
-	// ones.
+	// candidates are the pools that may give an address, in their order: the restricted and the
+	// unrestricted ones.
 	candidates [2][]*poolEntry
 	// skipsSingleFamilyHolders is set while no address of a Service with one family may be
 	// picked.
@@ -139,14 +139,14 @@ func (d *decider) decideFromNamedPool() Decision {
 
 // decideFromCandidatePools decides for a Service that names neither pool nor addresses.
 func (d *decider) decideFromCandidatePools() Decision {
-	pinned, open := d.currentPoolIndex.candidatePools.poolsForService(d.service)
-	if d.pickMissingAddresses(pinned, open) {
+	restricted, unrestricted := d.currentPoolIndex.candidatePools.poolsForService(d.service)
+	if d.pickMissingAddresses(restricted, unrestricted) {
 		return d.decisionFromKeptAndPicked()
 	}
 	switch {
 	case len(d.currentPoolIndex.poolEntryByName) == 0:
 		return d.decideToKeepAssignment(names.NewExplanation(names.ReasonNoPools, "no IPAddressPool exists%s: create one there", d.currentPoolIndex.namespacePhraseForPools()))
-	case len(pinned)+len(open) == 0:
+	case len(restricted)+len(unrestricted) == 0:
 		return d.decideToKeepAssignment(names.NewExplanation(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationRequestedPool))
 	}
 	return d.decideToKeepAssignment(d.explainShortage())

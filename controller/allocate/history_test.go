@@ -55,14 +55,14 @@ func (h *randomHistoryTest) setRandomPools(pools ...string) {
 		p.AssignmentOrder = snapshot.AssignmentOrder(h.drawOneOf("order", "", "Lowest", "RoundRobin", "Hash"))
 		p.AutoAssign = h.drawOneOf("auto", "yes", "yes", "yes", "no") == "yes"
 		p.AvoidBuggyIPs = h.drawOneOf("avoid", "no", "yes") == "yes"
-		switch h.drawOneOf("more", "none", "none", "cooldown", "quota", "exclude", "pinned", "others") {
+		switch h.drawOneOf("more", "none", "none", "cooldown", "quota", "exclude", "restricted", "others") {
 		case "cooldown":
 			p.CooldownDelay = time.Minute
 		case "quota":
 			withQuota(2, map[string]int{"b": 1})(p)
 		case "exclude":
 			excludingRanges(h.harness.T, "192.0.2.4/31", "198.51.101.1", "fd00:1::2")(p)
-		case "pinned":
+		case "restricted":
 			restrictedToNamespaces(1, "a")(p)
 		case "others":
 			restrictedToNamespaces(2, "nobody")(p)

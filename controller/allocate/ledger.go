@@ -68,9 +68,9 @@ type Ledger struct {
 	withholdDeadlines []withholdDeadline
 	// addressesNotWrittenByRecordID are those that no status of the Service can show yet.
 	addressesNotWrittenByRecordID map[int32][]address
-	// freedAddressesVersion counts what may serve a waiting Service: addresses became free, or a
-	// namespace has fewer. shareableAddressesVersion counts what may serve a waiting Service with a
-	// sharing key.
+	// freedAddressesVersion changes when a waiting Service may get an address: an address became
+	// free, or a namespace holds fewer addresses than before, so that its quota allows one more.
+	// shareableAddressesVersion changes when a waiting Service with a sharing key may get one.
 	freedAddressesVersion, shareableAddressesVersion uint64
 	// reservationByName are the reservations of the Snapshot.
 	reservationByName map[string]*snapshot.Reservation

@@ -12,19 +12,19 @@ import (
 // that it needs. Addresses that are withheld for the Service come first. Then the pools are tried
 // in the given order: a pool with both families comes before all pools with one; if none has both,
 // each family comes from the first pool that has it.
-func (d *decider) pickMissingAddresses(pinned, open []*poolEntry) bool {
+func (d *decider) pickMissingAddresses(restricted, unrestricted []*poolEntry) bool {
 	d.dropSurplusAddresses()
-	d.candidates = [...][]*poolEntry{pinned, open}
+	d.candidates = [...][]*poolEntry{restricted, unrestricted}
 	named := d.service.RequestedPool != ""
 	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		for d.needsFamily(f) && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressWithheldForService(f, named) {
 		}
 	}
-	if !d.pickAddressOfEachMissingFamily(pinned, open) {
+	if !d.pickAddressOfEachMissingFamily(restricted, unrestricted) {
 		return false
 	}
 	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
-		for d.countDecidedOfFamily(f) > 0 && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressOfFamily(f, pinned, open) {
+		for d.countDecidedOfFamily(f) > 0 && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressOfFamily(f, restricted, unrestricted) {
 		}
 	}
 	d.keepAddressesWithoutReplacement()
@@ -64,7 +64,7 @@ func (d *decider) dropSurplusAddresses() {
 }
 
 // pickAddressOfEachMissingFamily picks an address of each family of which the Service has none.
-func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool {
+func (d *decider) pickAddressOfEachMissingFamily(restricted, unrestricted []*poolEntry) bool {
 	lacks4, lacks6 := d.needsIPv4 && d.countDecidedOfFamily(ipfamily.IPv4) == 0, d.needsIPv6 && d.countDecidedOfFamily(ipfamily.IPv6) == 0
 	first, second := ipfamily.IPv4, ipfamily.IPv6
 	if d.service.PrimaryFamily == ipfamily.IPv6 {
@@ -74,20 +74,20 @@ func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool
 	case !lacks4 && !lacks6:
 		return true
 	case !lacks4:
-		return d.pickOtherAddressOfCoHolder(ipfamily.IPv6) || d.pickAddressOfFamily(ipfamily.IPv6, pinned, open) || d.isOneFamilyEnough()
+		return d.pickOtherAddressOfCoHolder(ipfamily.IPv6) || d.pickAddressOfFamily(ipfamily.IPv6, restricted, unrestricted) || d.isOneFamilyEnough()
 	case !lacks6:
-		return d.pickOtherAddressOfCoHolder(ipfamily.IPv4) || d.pickAddressOfFamily(ipfamily.IPv4, pinned, open) || d.isOneFamilyEnough()
+		return d.pickOtherAddressOfCoHolder(ipfamily.IPv4) || d.pickAddressOfFamily(ipfamily.IPv4, restricted, unrestricted) || d.isOneFamilyEnough()
 	// It has two cluster IPs, but only the first family counts.
 	case d.service.FamilyPolicy == view.SingleStack:
-		return d.pickAddressOfFamily(first, pinned, open) || d.pickAddressOfFamily(second, pinned, open)
+		return d.pickAddressOfFamily(first, restricted, unrestricted) || d.pickAddressOfFamily(second, restricted, unrestricted)
 	}
-	if d.pickBothFamilies(pinned) || d.pickBothFamilies(open) {
+	if d.pickBothFamilies(restricted) || d.pickBothFamilies(unrestricted) {
 		return true
 	}
 	d.exhaustedPools, d.exhaustedFamilyPools = nil, nil
 	var one, other bool
 	both := d.pickPairAvoidingSingleFamilyHolders(func() bool {
-		one, other = d.pickAddressOfFamily(first, pinned, open), d.pickAddressOfFamily(second, pinned, open)
+		one, other = d.pickAddressOfFamily(first, restricted, unrestricted), d.pickAddressOfFamily(second, restricted, unrestricted)
 		return one && other
 	})
 	return both || d.service.FamilyPolicy != view.RequireDualStack && (one || other)
@@ -117,7 +117,7 @@ func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 
 // pickAddressOfFamily picks an address of the family: if possible from a pool that the Service
 // already has an address of, otherwise from the first pool that has one.
-func (d *decider) pickAddressOfFamily(f ipfamily.Family, pinned, open []*poolEntry) bool {
+func (d *decider) pickAddressOfFamily(f ipfamily.Family, restricted, unrestricted []*poolEntry) bool {
 	if f == ipfamily.IPv4 && !d.needsIPv4 || f == ipfamily.IPv6 && !d.needsIPv6 {
 		return false
 	}
@@ -126,7 +126,7 @@ func (d *decider) pickAddressOfFamily(f ipfamily.Family, pinned, open []*poolEnt
 			slices.ContainsFunc(d.keptAddresses, func(a netip.Addr) bool { return d.currentPoolIndex.poolEntryThatCanAssign(addressFromNetip(a)) == src })
 	}
 	if len(d.pickedAddresses)+len(d.keptAddresses) > 0 {
-		for _, from := range [...][]*poolEntry{pinned, open} {
+		for _, from := range [...][]*poolEntry{restricted, unrestricted} {
 			for _, src := range from {
 				if own(src) && d.pickSharedOrFreeAddressFromPool(src, f) {
 					return true
@@ -134,7 +134,7 @@ func (d *decider) pickAddressOfFamily(f ipfamily.Family, pinned, open []*poolEnt
 			}
 		}
 	}
-	for _, from := range [...][]*poolEntry{pinned, open} {
+	for _, from := range [...][]*poolEntry{restricted, unrestricted} {
 		for _, src := range from {
 			if d.pickSharedOrFreeAddressFromPool(src, f) {
 				return true

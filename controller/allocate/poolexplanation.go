@@ -23,8 +23,8 @@ type PoolExplanation struct {
 // the others by name. The Ledger says what is free: without it, a pool counts as empty.
 func ExplainPools(s *view.Service, l *Ledger, snap *snapshot.Snapshot) []PoolExplanation {
 	index := l.indexPoolsOfSnapshot(snap)
-	pinned, open := index.candidatePools.poolsForService(s)
-	tried := slices.Concat(pinned, open)
+	restricted, unrestricted := index.candidatePools.poolsForService(s)
+	tried := slices.Concat(restricted, unrestricted)
 	if s.RequestedPool != "" {
 		tried = nil
 		if src := index.poolEntryByName[s.RequestedPool]; src != nil {

@@ -68,7 +68,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 		rec.waitingSince = time.Time{}
 	}
 	rec.wantsToShare = v.SharingKey != ""
-	if !r.adoptForeignStatusIntoLedger(&v, rec, s.ResourceVersion) {
+	if !r.adoptStatusOfOtherWriterIntoLedger(&v, rec, s.ResourceVersion) {
 		r.startSharingCheck(&v)
 		return
 	}
@@ -129,12 +129,13 @@ func (r *ServiceWorker) endRequestOfService(k view.ObjectKey) *serviceRecord {
 	return rec
 }
 
-// adoptForeignStatusIntoLedger handles a status that differs from the Ledger: another controller
-// wrote it, it came with the object (from a backup, for example), or a user edited it. The Service
-// gets the addresses as far as no other Service holds them, and also those of a pending assignment.
-// It returns false when the Ledger has another holder and so may be wrong: the API server is read
-// before any Service loses an address. A status for which the Ledger was built or checked is right.
-func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *serviceRecord, baseVersion string) bool {
+// adoptStatusOfOtherWriterIntoLedger handles a status that differs from the Ledger: another
+// controller wrote it, it came with the object (from a backup, for example), or a user edited it.
+// The Service gets the addresses as far as no other Service holds them, and also those of a pending
+// assignment. It returns false when the Ledger has another holder and so may be wrong: the API
+// server is read before any Service loses an address. A status for which the Ledger was built or
+// checked is right.
+func (r *ServiceWorker) adoptStatusOfOtherWriterIntoLedger(v *view.Service, rec *serviceRecord, baseVersion string) bool {
 	if hasSharingConflict(r.ledger, v) && pendingwrites.ParseResourceVersion(baseVersion) > rec.resourceVersionMatchingLedger {
 		return false
 	}
@@ -144,7 +145,7 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 		addresses = held.Addresses
 	}
 	addresses = allocate.UnionAddresses(addresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, baseVersion))
-	// If no pool has the addresses any more, only the annotation says from which pool they are.
+	// If no pool has the addresses any more, only the Service says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
 		commitHoldableAddresses(r.ledger, v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
@@ -183,7 +184,7 @@ func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d a
 		r.ledger.WithholdAddressesUntilProbed(v.Key, d.AddressesToProbe)
 	}
 	if areStatusAndAnnotationsEqual(s, w.serviceAfter) {
-		if !r.mayForeignWriteStillArrive(w) {
+		if !r.mayWriteOfOtherControllerStillArrive(w) {
 			r.ledgerWriter.pendingWrites.ClosePendingWithBase(v.Key, s.ResourceVersion)
 			r.servicesWithRefusedStatus.setIsRefused(v.Key, false)
 			r.commitDecidedWriteToLedger(w)
@@ -228,9 +229,9 @@ func (r *ServiceWorker) stageWriteUntilInAddressLedger(w *serviceStatusWriteTask
 	j.writesAwaitingLedgerEntry = append(j.writesAwaitingLedgerEntry, w)
 }
 
-// mayForeignWriteStillArrive says whether a write of another controller may still bring the Service
-// an address that its status does not show. Any write of ours prevents that.
-func (r *ServiceWorker) mayForeignWriteStillArrive(w *serviceStatusWriteTask) bool {
+// mayWriteOfOtherControllerStillArrive says whether a write of another controller may still bring
+// the Service an address that its status does not show. Any write of ours prevents that.
+func (r *ServiceWorker) mayWriteOfOtherControllerStillArrive(w *serviceStatusWriteTask) bool {
 	pending := r.ledgerWriter.pendingWrites.PendingAddressesOfService(w.service.Key, w.serviceBefore.ResourceVersion)
 	return len(allocate.UnionAddresses(w.service.AssignedAddresses, pending)) > len(w.service.AssignedAddresses)
 }
@@ -282,7 +283,7 @@ func (r *ServiceWorker) clearStatusOfUnservedService(s *corev1.Service, v *view.
 		r.recordByService[v.Key] = rec
 	}
 	switch {
-	case r.mayForeignWriteStillArrive(w):
+	case r.mayWriteOfOtherControllerStillArrive(w):
 		w.serviceAfter, w.onlyChangesResourceVersion = withBumpedCondition(s, names.ReasonNotLoadBalancer, r.Now()), true
 	case areStatusAndAnnotationsEqual(s, w.serviceAfter):
 		// There is nothing to write that would confirm it.

@@ -19,9 +19,10 @@ const (
 	eventBatchInterval = 20 * time.Millisecond
 )
 
-// deferredEventQueue keeps the events about assignments until no Service waits for an address: each
-// event costs the API server as much as the status does, and the condition says the same. The
-// worker calls it once per turn. All its methods run on the worker's goroutine.
+// deferredEventQueue keeps the events about assignments until no Service waits for an address. An
+// event costs the API server as much as the write of a status, and can wait, because the condition
+// in the status says the same. The worker calls it once per turn. All its methods run on the
+// worker's goroutine.
 type deferredEventQueue struct {
 	recordEvent func(about *corev1.Service, kind, reason, text string)
 	workQueue   *workQueue

@@ -23,8 +23,9 @@ const (
 	// writes slow down. By then the refusal probably concerns the controller and not an entry, for
 	// example because its RBAC rules do not allow the write.
 	maxRefusedEntriesBeforeSlowdown = 64
-	// ledgerSwapAfterRefusalInterval is the shortest time between two writes then, and between two
-	// writes of entries that were refused before.
+	// ledgerSwapAfterRefusalInterval is the shortest time between two writes of the AddressLedger
+	// after that many refusals. It is also the shortest time between two writes whose entries were
+	// refused before.
 	ledgerSwapAfterRefusalInterval = time.Second
 	// maxRefusalTextBytes bounds the quoted part of the API server's answer.
 	maxRefusalTextBytes = 400

@@ -280,7 +280,7 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwapTask, now *v1alpha1.
 	if err == nil {
 		r.recordAcceptedBatch(s.writes)
 		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
-		r.workerState.recordAttempt(r.Now(), phaseWriting, !r.servicesWithRefusedStatus.concernTheController())
+		r.workerState.recordAttempt(r.Now(), phaseWriting, !r.servicesWithRefusedStatus.indicateControllerFault())
 		if s.omitsEarlierEntries {
 			j.pendingWrites.OmitAllFromAddressLedgerExcept(pendingEntriesOfWrites(s.writes))
 			r.logOmittedEntries("the API server refuses the AddressLedger with entries that it has already")

@@ -121,10 +121,10 @@ func (s servicesWithRefusedStatus) setIsRefused(k view.ObjectKey, refused bool) 
 	}
 }
 
-// concernTheController says whether there are so many of them that the refusals probably concern
+// indicateControllerFault says whether there are so many of them that the refusals probably concern
 // the controller, for example because its RBAC rules do not allow the write. Then neither a further
 // refusal nor an entry in the AddressLedger, after which the status is refused, is progress.
-func (s servicesWithRefusedStatus) concernTheController() bool {
+func (s servicesWithRefusedStatus) indicateControllerFault() bool {
 	return len(s) > maxRefusedEntriesBeforeSlowdown
 }
 
@@ -140,7 +140,7 @@ func (r *ServiceWorker) hasWritesBesidesRefusedServices() bool {
 		}
 		answered++
 	}
-	return r.apiTaskQueue.countUnfinishedTasks() > 0 || r.servicesWithRefusedStatus.concernTheController() || answered > maxRefusedEntriesBeforeSlowdown || !j.allStagedWritesWereRefused() ||
+	return r.apiTaskQueue.countUnfinishedTasks() > 0 || r.servicesWithRefusedStatus.indicateControllerFault() || answered > maxRefusedEntriesBeforeSlowdown || !j.allStagedWritesWereRefused() ||
 		len(j.writesAwaitingLedgerEntry) > 0 && j.refusalsInARow > maxRefusedEntriesBeforeSlowdown
 }
 

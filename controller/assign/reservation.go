@@ -34,7 +34,7 @@ func (r *ServiceWorker) advanceLedgerTime() {
 func (c *poolOrReservationStatusWriter) applyReservationAndWriteStatus(o *v1alpha1.AddressReservation, l *allocate.Ledger, config *configurationreader.Configuration) {
 	all := config.Snapshot.Reservations
 	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
-	// It is newer than the configuration that was read, or invalid.
+	// The reservation is invalid, or was edited after the configuration was read.
 	if i < 0 || !config.IsUpToDateWith(o) {
 		return
 	}

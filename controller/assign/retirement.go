@@ -52,7 +52,8 @@ func (r *retirementScheduler) updateRetiringPools(pools []*snapshot.Pool) {
 		if state == nil {
 			state = &poolRetirement{servicesWithoutOtherAddress: map[view.ObjectKey]struct{}{}}
 		}
-		// There may be more retired addresses, or more others.
+		// The pool has changed, so decide about all Services again: the edit may have retired more
+		// addresses, or added addresses that are not retired.
 		state.pool, state.isDone, state.nextRound = p, false, time.Time{}
 		r.stateByPool[p.Name] = state
 	}

@@ -237,8 +237,8 @@ type serviceStatusWriteTask struct {
 	lastAnswerWasInternalError bool
 	// attemptsWithUnknownResult counts the attempts without a known result.
 	attemptsWithUnknownResult int
-	// ledgerEntryRefused says that the AddressLedger was refused with its entry when that was last
-	// tried.
+	// ledgerEntryRefused says that the API server refused the AddressLedger when it last contained
+	// the entry of this write.
 	ledgerEntryRefused bool
 	// batchNumberUntilFirstAnswer is the number of its batch until its first attempt has ended; 0
 	// for a write that needs no entry in the AddressLedger.

@@ -49,7 +49,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		return
 	}
 	r.servicesWithRefusedStatus.setIsRefused(k, o == outcomeRefused)
-	r.workerState.recordAttempt(r.Now(), phaseWriting, o != outcomeRefused || !r.servicesWithRefusedStatus.concernTheController())
+	r.workerState.recordAttempt(r.Now(), phaseWriting, o != outcomeRefused || !r.servicesWithRefusedStatus.indicateControllerFault())
 	if o == outcomeRefused {
 		r.ledgerWriter.pendingWrites.ClosePendingOfRefusedStatusWrite(k, base)
 	} else {

@@ -33,10 +33,10 @@ const (
 	// leaseRequestTimeout bounds one request. An API server that needs two seconds for each answer
 	// ends no leadership, nor does one request without an answer.
 	leaseRequestTimeout = 2500 * time.Millisecond
-	// takeoverBeforeLeaseExpiryInterval is how much earlier than the lease says another controller
-	// takes over. It sees a renewal up to 1.1 s late, asks up to 1.1 s late again, and counts from
-	// what it saw. The takeover stays after RenewTimeout and one RetryInterval, at which the old
-	// leader has stopped.
+	// takeoverBeforeLeaseExpiryInterval is how long before the end of the lease another controller
+	// takes over. Without it, a takeover would be late: the other controller sees a renewal up to
+	// 1.1 s late, counts from then, and asks again up to 1.1 s late. Even so, no takeover comes
+	// before the old leader has stopped, after RenewTimeout and one RetryInterval.
 	takeoverBeforeLeaseExpiryInterval = time.Second
 )
 

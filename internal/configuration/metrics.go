@@ -8,7 +8,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// The alerts of the metallb.io API know the metrics by these names and meanings.
+// Alerts that were written for MetalLB use these metrics, so they have MetalLB's names and
+// meanings.
 var (
 	configurationLoadedMetric = prometheus.NewDesc("metallb_k8s_client_config_loaded_bool", "1 once the configuration was read.", nil, nil)
 	configurationStaleMetric  = prometheus.NewDesc("metallb_k8s_client_config_stale_bool", "1 while some object is served in its last good state, or not at all, because it is faulty.", nil, nil)

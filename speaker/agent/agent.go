@@ -129,8 +129,8 @@ type Status struct {
 	SendFaultByLinkIndex map[int]string
 	// MemberNames are the nodes whose speakers are alive, including this one, sorted.
 	MemberNames []string
-	// SilentMemberNames are those of them that the election has declared dead, sorted.
-	SilentMemberNames []string
+	// DeclaredDeadMemberNames are those of them that the election has declared dead, sorted.
+	DeclaredDeadMemberNames []string
 	// RawSocketDenialText says why this node cannot open raw sockets; empty if it can.
 	RawSocketDenialText string
 	// NewElectionEvents are the events of the election since the last Status.
@@ -156,17 +156,17 @@ type Agent struct {
 	portFaults                   portFaults
 	liveMemberNames              []string // of live members, sorted
 	// of members that the election declared dead, sorted
-	silentMemberNames    []string
-	addressByKnownMember map[string]netip.Addr // of current and earlier members
-	reachabilityProbes   reachabilityProbes
-	electionMachine      *elect.Machine
-	plan                 plan.Plan
-	addressProbes        addressProbingState
-	fitness              fitnessState
-	heldBindingByAddress map[netip.Addr]intent.Binding
-	checkpoint           checkpointState
-	unreportedEvents     []elect.Event
-	eventLog             eventLog
+	declaredDeadMemberNames []string
+	addressByKnownMember    map[string]netip.Addr // of current and earlier members
+	reachabilityProbes      reachabilityProbes
+	electionMachine         *elect.Machine
+	plan                    plan.Plan
+	addressProbes           addressProbingState
+	fitness                 fitnessState
+	heldBindingByAddress    map[netip.Addr]intent.Binding
+	checkpoint              checkpointState
+	unreportedEvents        []elect.Event
+	eventLog                eventLog
 	// gossipStateChanged and statusChanged are set when the end of a turn has to publish the state
 	// or the Status.
 	gossipStateChanged, statusChanged bool
@@ -329,8 +329,8 @@ func (a *Agent) extendSendDeadlineSaveAndReport() {
 		a.options.GossipMembership.SetFullExchangeState(a.electionMachine.EncodeAllClaims())
 	}
 	a.saveCheckpoint(now)
-	if dead := a.electionMachine.DeadMembers(); !slices.Equal(dead, a.silentMemberNames) {
-		a.silentMemberNames, a.statusChanged = dead, true
+	if dead := a.electionMachine.DeadMembers(); !slices.Equal(dead, a.declaredDeadMemberNames) {
+		a.declaredDeadMemberNames, a.statusChanged = dead, true
 	}
 	if a.options.RestoreFrom != nil && !a.checkpoint.hasFirstPlan { // the plan has no Services yet
 		return

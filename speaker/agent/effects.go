@@ -311,15 +311,15 @@ func (a *Agent) buildStatus() Status {
 	}
 	slices.SortFunc(held, netip.Addr.Compare)
 	s := Status{
-		Plan:                 a.plan,
-		Holders:              a.electionMachine.Holders(),
-		HeldAddresses:        held,
-		UsableLinks:          a.portFaults.markUnusableFamiliesOfLinks(a.ownUsableLinks),
-		DownLinks:            a.ownDownLinks,
-		SendFaultByLinkIndex: a.portFaults.faultByLinkIndex(),
-		MemberNames:          a.liveMemberNames,
-		SilentMemberNames:    a.silentMemberNames,
-		NewElectionEvents:    a.unreportedEvents,
+		Plan:                    a.plan,
+		Holders:                 a.electionMachine.Holders(),
+		HeldAddresses:           held,
+		UsableLinks:             a.portFaults.markUnusableFamiliesOfLinks(a.ownUsableLinks),
+		DownLinks:               a.ownDownLinks,
+		SendFaultByLinkIndex:    a.portFaults.faultByLinkIndex(),
+		MemberNames:             a.liveMemberNames,
+		DeclaredDeadMemberNames: a.declaredDeadMemberNames,
+		NewElectionEvents:       a.unreportedEvents,
 	}
 	for _, ip := range held {
 		s.HeldBindings = append(s.HeldBindings, a.heldBindingByAddress[ip])

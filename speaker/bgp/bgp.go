@@ -1,8 +1,8 @@
 // Package bgp keeps BGP sessions with routers and announces routes on them. Engine.Set declares the
-// desired peers and routes. For each peer one goroutine connects to the router, keeps the Table of
-// routes that the router should have, relays messages between the router and an UpdateGenerator,
-// which encodes the UPDATEs, and reports the Status of the session. Routes that a router sends are
-// dropped at the relay. A misbehaving router affects only its own session.
+// desired peers and routes. For each peer one goroutine connects to the router, keeps the
+// AdjRIBOut, the routes that the router should have, relays messages between the router and an
+// UpdateGenerator, which encodes the UPDATEs, and reports the Status of the session. Routes that a
+// router sends are dropped at the relay. A misbehaving router affects only its own session.
 package bgp
 
 import (
@@ -22,7 +22,7 @@ const DefaultLocalPref = 100
 type UpdateGenerator interface {
 	// StartUpdateStream returns a connection that takes part in the session after the
 	// OPENs: reading it gives the messages to send to the router, and the router's messages are
-	// written to it. asn is our AS number. The connection follows the Table until it is closed.
+	// written to it. asn is our AS number. The connection follows the AdjRIBOut until it is closed.
 	StartUpdateStream(n NegotiatedParameters, asn uint32, t *AdjRIBOut) net.Conn
 }
 

@@ -99,8 +99,8 @@ func (t *AdjRIBOut) RouteCount() int {
 	return len(t.attributesByPrefix)
 }
 
-// SubscribeToChanges returns the PendingRouteChanges of the Table. The first ones are all its
-// routes. A Table has one subscriber: an earlier one gets no more changes.
+// SubscribeToChanges returns the PendingRouteChanges of the AdjRIBOut. The first ones are all
+// its routes. An AdjRIBOut has one subscriber: an earlier one gets no more changes.
 func (t *AdjRIBOut) SubscribeToChanges() *PendingRouteChanges {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -114,7 +114,7 @@ func (t *AdjRIBOut) SubscribeToChanges() *PendingRouteChanges {
 	return t.changesForSubscriber
 }
 
-// PendingRouteChanges are the changes of a Table since the last TakeChanges.
+// PendingRouteChanges are the changes of an AdjRIBOut since the last TakeChanges.
 type PendingRouteChanges struct {
 	adjRIBOut        *AdjRIBOut
 	ready            *latest.Wake

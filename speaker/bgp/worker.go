@@ -29,7 +29,7 @@ type desiredPeerState struct {
 	peerRemoved bool
 }
 
-// peerWorker owns one peer: its session and the Table of its
+// peerWorker owns one peer: its session and the AdjRIBOut with its
 // routes. Only run uses the fields from ctx on.
 type peerWorker struct {
 	engine              *Engine

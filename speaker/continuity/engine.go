@@ -180,7 +180,7 @@ func (e *Engine) applyChange(c serviceChange) {
 
 func (e *Engine) applyAgentStatus(s agent.Status) {
 	e.agentStatus = s
-	dead := steering.FollowDeaths(e.deadSinceByNode, s.MemberNames, s.SilentMemberNames, e.options.Now())
+	dead := steering.FollowDeaths(e.deadSinceByNode, s.MemberNames, s.DeclaredDeadMemberNames, e.options.Now())
 	if !maps.Equal(dead, e.deadSinceByNode) {
 		e.decidedAt = time.Time{}
 	}

@@ -64,7 +64,7 @@ func aliveStatus() agent.Status {
 
 func deadStatus() agent.Status {
 	s := aliveStatus()
-	s.SilentMemberNames = []string{"node3"}
+	s.DeclaredDeadMemberNames = []string{"node3"}
 	return s
 }
 

@@ -33,8 +33,8 @@ type claimBatchKey struct {
 // must not leave the previous holder answering.
 const claimRepeatCount = 2
 
-// maxRepeatedClaimsPerStep bounds how many new claims of one step are repeated. A member that lacks
-// some of more claims finds them by the digests in beacons.
+// maxRepeatedClaimsPerStep bounds how many new claims of one step are repeated. If there are more,
+// and a member misses some, it notices this by the digests in beacons.
 const maxRepeatedClaimsPerStep = 10 * maxClaimsPerMessage
 
 // beginStep drops the effects of the last step.

@@ -189,7 +189,7 @@ func (m *Machine) beginAcquisitions() {
 	list = list[:min(len(list), max(minAcquisitionsPerStep, maxCandidatesComparedPerStep/len(m.memberNames)))]
 	cold := m.now.Before(m.startedAt.Add(startupWaitForNonMembersFactor * m.timing.StartupWithoutMembersDelay))
 	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
-	// what others do about the address is late here, too
+	// if this node runs late, it also learns late what other nodes do about the address
 	extraDelay := m.stepContext().extraDelayForOwnLateness()
 	ranking := ownRankFinder{isNotYetMember: absent, candidatesByGroup: map[*sameCandidatesGroup]eligibleCandidates{}}
 	for _, a := range list {
@@ -201,11 +201,11 @@ func (m *Machine) beginAcquisitions() {
 		if c := a.highestKnownClaim; c.Epoch > 0 && !c.Released {
 			a.acquisition.takeReason, a.acquisition.previousHolderSeenAt = reasonHolderGone, m.liveness.lastSeenAt(c.Holder)
 		}
-		var standing ownRank
-		standing, a.acquisition.expectedTaker = ranking.rankSelf(m, a)
-		a.acquisition.mayAnswerEarly = mayAnswerBeforeProbe(m, a, standing, a.acquisition.expectedTaker)
+		var own ownRank
+		own, a.acquisition.expectedTaker = ranking.rankSelf(m, a)
+		a.acquisition.mayAnswerEarly = mayAnswerBeforeProbe(m, a, own, a.acquisition.expectedTaker)
 		m.updateAddressGroupCounts(a)
-		m.scheduledAddresses.scheduleAddress(a, m.now.Add(extraDelay+standing.delayBeforeProbe(m.timing.withExtraPerRankDelay(extraDelay))))
+		m.scheduledAddresses.scheduleAddress(a, m.now.Add(extraDelay+own.delayBeforeProbe(m.timing.withExtraPerRankDelay(extraDelay))))
 	}
 }
 

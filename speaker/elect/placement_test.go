@@ -79,8 +79,8 @@ func TestBetterCandidatesProbeFirst(t *testing.T) {
 		}
 		m.applyMembers(set)
 		ranking := ownRankFinder{isNotYetMember: func(n string) bool { return n == c.absent }, candidatesByGroup: map[*sameCandidatesGroup]eligibleCandidates{}}
-		standing, first := ranking.rankSelf(m, address)
-		if got := standing.delayBeforeProbe(&timing); got != c.want || first != "a" {
+		own, first := ranking.rankSelf(m, address)
+		if got := own.delayBeforeProbe(&timing); got != c.want || first != "a" {
 			t.Errorf("%s: the delay is %v and the first candidate %s, want %v and a", name, got, first, c.want)
 		}
 	}

@@ -26,7 +26,7 @@ func (f Fitness) Equal(o Fitness) bool {
 	return f.NodeFault == o.NodeFault && f.IsDoubtful == o.IsDoubtful && slices.Equal(f.SilentSubnets, o.SilentSubnets)
 }
 
-// IsOnSilentSubnet reports whether the address is in one of the SilentSubnets.
-func (f Fitness) IsOnSilentSubnet(a netip.Addr) bool {
+// IsAddressOnSilentSubnet reports whether the address is in one of the SilentSubnets.
+func (f Fitness) IsAddressOnSilentSubnet(a netip.Addr) bool {
 	return slices.ContainsFunc(f.SilentSubnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }

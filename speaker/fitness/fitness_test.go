@@ -54,14 +54,14 @@ func TestLinkWithoutAnswersIsSilent(t *testing.T) {
 	link := facts.Link{Index: 3, AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.5/24"), netip.MustParsePrefix("fe80::1/64")}}
 	j := NewJudge(ServiceProxyOptions{})
 	silentAt := func(at time.Duration) bool {
-		return j.JudgeFitness(testStart.Add(at)).IsOnSilentSubnet(netip.MustParseAddr("192.0.2.200"))
+		return j.JudgeFitness(testStart.Add(at)).IsAddressOnSilentSubnet(netip.MustParseAddr("192.0.2.200"))
 	}
 	j.RecordUnansweredLinkProbes(link, testStart)
 	j.RecordUnansweredLinkProbes(link, testStart.Add(10*time.Second))
 	if silentAt(19 * time.Second) {
 		t.Error("the link is silent after less than the timeout")
 	}
-	if !silentAt(20*time.Second) || j.JudgeFitness(testStart.Add(time.Hour)).IsOnSilentSubnet(netip.MustParseAddr("198.51.100.1")) {
+	if !silentAt(20*time.Second) || j.JudgeFitness(testStart.Add(time.Hour)).IsAddressOnSilentSubnet(netip.MustParseAddr("198.51.100.1")) {
 		t.Error("the subnet of the link is not silent, or another one is")
 	}
 	j.RecordLinkAnswer(3)

@@ -17,8 +17,8 @@ import (
 // proxyAnswer is what a request says.
 type proxyAnswer uint8
 
-// The answers, in the order in which they count: of those of two families, the lower one is that of
-// both.
+// The answers. If kube-proxy gives different answers for the two address families, the one with the
+// lower value counts for both.
 const (
 	// answerNoEndpoints: the proxy knows no endpoint here.
 	answerNoEndpoints proxyAnswer = iota + 1

@@ -242,8 +242,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case bindings := <-e.pendingBindings.C():
-			// First the links: the caller sets them first, and select takes any ready case.
-			// A new address is announced once, to the gateways known at that moment.
+			// The caller sets the links first, but select may take the bindings first. The
+			// notices for a new address go only to the gateways that are known now. So apply the
+			// links first.
 			e.applyPendingLinks()
 			e.applyNewBindings(bindings)
 		case links := <-e.pendingLinkSet.C():

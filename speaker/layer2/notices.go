@@ -14,8 +14,9 @@ type unicastNotice struct {
 }
 
 const (
-	// secondUnicastNoticeDelay is the delay of the second notice. It covers a lost frame, and Linux
-	// hosts that ignore a change that follows another within a second.
+	// secondUnicastNoticeDelay is the delay of the second notice. The second notice helps if the
+	// first one is lost. It also helps Linux hosts, which ignore a change within a second after
+	// another one.
 	secondUnicastNoticeDelay = 1100 * time.Millisecond
 	// noticeBatchSize is how many notices are sent each announcementBatchInterval, besides the
 	// announcements.

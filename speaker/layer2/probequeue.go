@@ -26,8 +26,8 @@ type probeQueue struct {
 	probesByAge []*runningProbe
 	// probesByAddress has the running probes of each address.
 	probesByAddress map[netip.Addr][]*runningProbe
-	// probedAddresses are the keys of probesByAddress at the last call of refreshProbedAddresses.
-	// It is never edited, only replaced.
+	// probedAddresses are the keys of probesByAddress at the last call of
+	// updateProbedAddressesIfChanged. It is never edited, only replaced.
 	probedAddresses        map[netip.Addr]struct{}
 	probedAddressesChanged bool
 	nextBatchAt            time.Time // when the next acquire probes may be sent
@@ -114,9 +114,9 @@ func (q *probeQueue) TakeDue(now time.Time) (due []*runningProbe, next time.Time
 	return due, next
 }
 
-// refreshProbedAddresses replaces probedAddresses and reports true if probes of other addresses run
-// since the last call.
-func (q *probeQueue) refreshProbedAddresses() bool {
+// updateProbedAddressesIfChanged replaces probedAddresses and reports true if probes of other
+// addresses run since the last call.
+func (q *probeQueue) updateProbedAddressesIfChanged() bool {
 	if !q.probedAddressesChanged {
 		return false
 	}

@@ -59,7 +59,7 @@ func leaveSolicitedNodeGroupsOfProbe(q *runningProbe) {
 // when the next step is due.
 func (e *Engine) advanceProbes(now time.Time) time.Time {
 	// before the first frame, which may be answered at once
-	if e.runningProbes.refreshProbedAddresses() {
+	if e.runningProbes.updateProbedAddressesIfChanged() {
 		e.publishResponderTable()
 	}
 	steps, next := e.runningProbes.TakeDue(now)

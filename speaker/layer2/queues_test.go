@@ -39,7 +39,7 @@ func TestProbeQueueSchedulesFramesAndFinishesProbes(t *testing.T) {
 	if replaced := q.beginProbe(p, queueTestStartTime); replaced != nil {
 		t.Error("the first probe replaces another one")
 	}
-	if !q.refreshProbedAddresses() || q.refreshProbedAddresses() {
+	if !q.updateProbedAddressesIfChanged() || q.updateProbedAddressesIfChanged() {
 		t.Error("a new probe changes the probed addresses once")
 	}
 	due, next := q.TakeDue(queueTestStartTime)
@@ -70,7 +70,7 @@ func TestProbeQueueSchedulesFramesAndFinishesProbes(t *testing.T) {
 	if q.recordAnswer(p.Address, host) {
 		t.Error("an answer after the end of the probe finishes something")
 	}
-	if !q.refreshProbedAddresses() || len(q.probedAddresses) != 0 {
+	if !q.updateProbedAddressesIfChanged() || len(q.probedAddresses) != 0 {
 		t.Errorf("after the end of all probes %v are probed, want none", q.probedAddresses)
 	}
 }

@@ -45,7 +45,7 @@ func TestHealthAndRoutesServerAnswers(t *testing.T) {
 // announces none.
 func TestRoutesPageFailsUntilRoutesAreKnown(t *testing.T) {
 	m := &ControllerRuntimeManager{}
-	s := &healthAndRoutesServer{announcedRoutesFunc: m.announcedRoutes}
+	s := &healthAndRoutesServer{announcedRoutesFunc: m.describeAnnouncedRoutes}
 	get := func() *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		s.newHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, rib.RoutesPagePath, nil))

@@ -62,7 +62,7 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 	server := healthAndRoutesServer{
 		healthzChecks:       map[string]healthz.Checker{"alive": healthz.Ping},
 		readyzChecks:        map[string]healthz.Checker{"synced": m.checkReady},
-		announcedRoutesFunc: m.announcedRoutes,
+		announcedRoutesFunc: m.describeAnnouncedRoutes,
 	}
 	return m, server.addToManager(mgr, o.HealthProbeBindAddress)
 }
@@ -76,7 +76,7 @@ func (m *ControllerRuntimeManager) ServeAnnouncedRoutes(describe func(context.Co
 // errRoutesUnknown is the error before ServeAnnouncedRoutes.
 var errRoutesUnknown = errors.New("the speaker has not started BGP yet: it waits for the gossip key or for its address on the node; ask again later")
 
-func (m *ControllerRuntimeManager) announcedRoutes(ctx context.Context) (any, error) {
+func (m *ControllerRuntimeManager) describeAnnouncedRoutes(ctx context.Context) (any, error) {
 	if describe := m.announcedRoutesFunc.Load(); describe != nil {
 		return (*describe)(ctx), nil
 	}

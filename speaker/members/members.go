@@ -33,8 +33,8 @@ type Options struct {
 	RunNonce uint64
 	// MaxMessageFormat is the highest version of the messages that this speaker reads.
 	MaxMessageFormat byte
-	// IsReceivedMessageUrgent says whether a received message goes before others. Without it all
-	// do.
+	// IsReceivedMessageUrgent says whether a received message goes before others. If it is nil, all
+	// messages are urgent.
 	IsReceivedMessageUrgent func(payload []byte) bool
 	// BindAddress and BindPort are the address and port for gossip, TCP and UDP. Port 0 takes any
 	// free port.

@@ -15,15 +15,15 @@ import (
 // message. It sends a greeting each 300 ms, and some may be lost.
 const undecryptableSourceTimeout = 10 * time.Second
 
-// undecryptableSources knows from which addresses of speakers messages come that no own key
-// decrypts. Any goroutine may call its methods.
+// undecryptableSources has the addresses of speakers whose messages this speaker cannot decrypt,
+// because they use another key. Any goroutine may call its methods.
 type undecryptableSources struct {
 	mu               sync.Mutex // guards lastSeenBySource
 	lastSeenBySource map[netip.Addr]time.Time
 }
 
-// recordOrForgetSource takes a message of an address: with another key, or with one of the own
-// ones.
+// recordOrForgetSource records a message from an address. With hasOtherKey, this speaker could not
+// decrypt the message. Without it, the address uses a known key and is forgotten.
 func (r *undecryptableSources) recordOrForgetSource(source netip.Addr, hasOtherKey bool, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -213,14 +213,14 @@ func (t *guardedTransport) Shutdown() error {
 // errStreamTooLong is the error of a connection that sends more than maxStreamBytes.
 var errStreamTooLong = errors.New("the other speaker sends more than 8 MB")
 
-// boundedStream is a connection of which only so much can be read.
+// boundedStream is a connection from which at most a given number of bytes can be read.
 type boundedStream struct {
 	net.Conn
 	bytesLeft int
 	onClose   func()
 }
 
-// Read reads at most what is left.
+// Read reads at most bytesLeft bytes.
 func (s *boundedStream) Read(b []byte) (int, error) {
 	if s.bytesLeft == 0 {
 		return 0, errStreamTooLong

@@ -75,7 +75,7 @@ func (p *Planner) unfitReason(n *view.Node, addresses []netip.Addr) names.Reason
 		return names.Reason(f.NodeFault)
 	case n.IsKubeletSilent:
 		return names.ReasonKubeletSilent
-	case slices.ContainsFunc(addresses, f.IsOnSilentSubnet):
+	case slices.ContainsFunc(addresses, f.IsAddressOnSilentSubnet):
 		return names.ReasonLinkSilent
 	}
 	return ""

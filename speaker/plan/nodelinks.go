@@ -61,8 +61,8 @@ func (p *Planner) allSubnets() []netip.Prefix {
 	return p.subnetsOfNodes
 }
 
-// keyOfCoveringSubnets is the same for addresses of one family that are in the same subnets. The
-// nodes that can answer for one of them can answer for all.
+// keyOfCoveringSubnets returns a key for the subnets that contain the address. All addresses of one
+// family with the same key can be answered by the same nodes.
 func (p *Planner) keyOfCoveringSubnets(a netip.Addr) string {
 	var key strings.Builder
 	fmt.Fprintf(&key, "%t", a.Is4())

@@ -131,7 +131,7 @@ func applySortedEdits[T any](old, changed, gone []T, compare func(x, y T) int) [
 	return append(out, old...)
 }
 
-func sortKeysOfServiceSet(set map[view.ObjectKey]struct{}) []view.ObjectKey {
+func sortedKeysOfServiceSet(set map[view.ObjectKey]struct{}) []view.ObjectKey {
 	out := make([]view.ObjectKey, 0, len(set))
 	for k := range set {
 		out = append(out, k)

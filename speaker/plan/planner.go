@@ -200,7 +200,7 @@ func (p *Planner) Update() BidDelta {
 	}
 	touched := map[netip.Addr]struct{}{}
 	var verdicts, gone []*Layer2Verdict
-	order := sortKeysOfServiceSet(p.servicesToDecideAgain)
+	order := sortedKeysOfServiceSet(p.servicesToDecideAgain)
 	p.updateProxyRulesAndHealthChecks(order)
 	for _, k := range order {
 		r := p.recordByService[k]

@@ -21,14 +21,15 @@ const (
 	deadNodeL2StatusRemovalDelay = ownStatusMarkedDeadCheckDelay + 2*time.Second
 )
 
-// silentMembers are members of the gossip that the election has declared dead, and since when.
-type silentMembers map[string]time.Time
+// declaredDeadMembers are members of the gossip that the election has declared dead, and since
+// when.
+type declaredDeadMembers map[string]time.Time
 
 // livingMembers returns the members of the Status that live. nextCheckIn is when to ask
 // again, and 0 if nothing is open.
-func (m silentMembers) livingMembers(s agent.Status, now time.Time) (living []string, nextCheckIn time.Duration) {
-	maps.DeleteFunc(m, func(name string, _ time.Time) bool { return !slices.Contains(s.SilentMemberNames, name) })
-	for _, name := range s.SilentMemberNames {
+func (m declaredDeadMembers) livingMembers(s agent.Status, now time.Time) (living []string, nextCheckIn time.Duration) {
+	maps.DeleteFunc(m, func(name string, _ time.Time) bool { return !slices.Contains(s.DeclaredDeadMemberNames, name) })
+	for _, name := range s.DeclaredDeadMemberNames {
 		if _, known := m[name]; !known {
 			m[name] = now
 		}

@@ -62,8 +62,8 @@ func TestOneNodeRemovesTheObjectsOfDeadNodes(t *testing.T) {
 
 func TestSilentMemberCountsAsGoneAfterTimeout(t *testing.T) {
 	start := time.Unix(1_700_000_000, 0)
-	s := agent.Status{MemberNames: []string{"a", "b", "c"}, SilentMemberNames: []string{"b"}}
-	m := silentMembers{}
+	s := agent.Status{MemberNames: []string{"a", "b", "c"}, DeclaredDeadMemberNames: []string{"b"}}
+	m := declaredDeadMembers{}
 	for _, c := range []struct {
 		after  time.Duration
 		living []string
@@ -77,7 +77,7 @@ func TestSilentMemberCountsAsGoneAfterTimeout(t *testing.T) {
 			t.Errorf("after %v %v live, and the next check is in %v; want %v and %v", c.after, living, check, c.living, c.check)
 		}
 	}
-	s.SilentMemberNames = nil
+	s.DeclaredDeadMemberNames = nil
 	if living, _ := m.livingMembers(s, start.Add(time.Minute)); len(living) != 3 || len(m) > 0 {
 		t.Errorf("%v live after the member was heard again", living)
 	}

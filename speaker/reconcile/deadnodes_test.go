@@ -313,7 +313,7 @@ func TestSpeakerThatIsCutOffCorrectsItsStatusSoon(t *testing.T) {
 			both := []string{"a", "b"}
 			w.ObserveStatus(agent.Status{MemberNames: both})
 			time.Sleep(time.Second)
-			w.ObserveStatus(agent.Status{MemberNames: both, SilentMemberNames: []string{"b"}})
+			w.ObserveStatus(agent.Status{MemberNames: both, DeclaredDeadMemberNames: []string{"b"}})
 			time.Sleep(deadMemberReportDelay + markedAfter)
 			h.expectDeadNodes("the speaker has lost a member", "b")
 			if err := w.markDeadSpeaker(t.Context(), "a"); err != nil {

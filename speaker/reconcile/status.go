@@ -45,7 +45,7 @@ type StatusWriter struct {
 	moves                         status.Moves
 	hasEarlierMoves               bool // moves has those of an earlier speaker of this node
 	missingNodes                  missingNodes
-	silentMembers                 silentMembers
+	declaredDeadMembers           declaredDeadMembers
 	servicesAwaitingProxySince    map[view.ObjectKey]time.Time
 	speakerStatusWrittenAt        time.Time
 	ownStatusCheckedAt            time.Time                 // for what another speaker wrote
@@ -113,7 +113,7 @@ const (
 // NewStatusWriter returns a StatusWriter that writes nothing before Run.
 func NewStatusWriter(o StatusWriterOptions) *StatusWriter {
 	return &StatusWriter{
-		options: o, silentMembers: silentMembers{}, latestStatus: latest.NewMergedValue(mergeEventsIntoNewerStatus), serviceL2StatusChangedSignal: latest.NewWake(),
+		options: o, declaredDeadMembers: declaredDeadMembers{}, latestStatus: latest.NewMergedValue(mergeEventsIntoNewerStatus), serviceL2StatusChangedSignal: latest.NewWake(),
 	}
 }
 
@@ -179,7 +179,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	comparison.Stop()
 	isComparisonDue := false
 	observeMembers := func() {
-		living, nextCheckIn := w.silentMembers.livingMembers(s, w.options.Now())
+		living, nextCheckIn := w.declaredDeadMembers.livingMembers(s, w.options.Now())
 		if w.observeMembersAndMarkDead(ctx, living) {
 			ownCheck.Reset(earlyOwnStatusCheckDelay)
 			isOwnCheckEarly = true

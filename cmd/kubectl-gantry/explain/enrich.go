@@ -129,7 +129,7 @@ func (c *serviceDiagnosis) enrichAddressReason(ctx context.Context, why names.Ex
 			why.Text += describePoolRefusals(c.config.Snapshot.Pools, c.key.Namespace)
 		}
 	case names.ReasonPoolNotAllowed:
-		if p := findPoolThatRefuses(c); p != nil {
+		if p := findOnlyPoolOfService(c); p != nil {
 			why.Text += describeAdmittedServices(p, c.key.Namespace)
 		}
 	}

@@ -241,8 +241,8 @@ func (o *overview) faultsOfSpeaker(node string) []names.Explanation {
 	return out
 }
 
-// worstServiceCondition returns the condition that says best how the Service is: the one that is
-// not True, or else that it is announced.
+// worstServiceCondition returns the condition that says what is wrong with the Service: about its
+// address if it lacks one, else about its announcement.
 func worstServiceCondition(s *corev1.Service) *metav1.Condition {
 	assigned := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	if len(s.Status.LoadBalancer.Ingress) == 0 || assigned != nil && assigned.Status != metav1.ConditionTrue {

@@ -56,9 +56,9 @@ func joinSelectors(all []labels.Selector) string {
 	return strings.Join(out, " or ")
 }
 
-// findPoolThatRefuses returns the pool whose serviceAllocation keeps the Service from an address;
-// nil if it is not one alone.
-func findPoolThatRefuses(c *serviceDiagnosis) *snapshot.Pool {
+// findOnlyPoolOfService returns the one pool that can give the Service an address: the pool that
+// the Service names, or the only pool of the cluster. It returns nil if there are several.
+func findOnlyPoolOfService(c *serviceDiagnosis) *snapshot.Pool {
 	if c.config == nil {
 		return nil
 	}

@@ -67,7 +67,7 @@ func (c serviceRepair) suggestRepair(why cause) []string {
 	case names.ReasonNoPools, names.ReasonPoolElsewhere:
 		return kubectlApplyLines("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
 	case names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool:
-		if p := findPoolThatRefuses(c.serviceDiagnosis); p != nil {
+		if p := findOnlyPoolOfService(c.serviceDiagnosis); p != nil {
 			return []string{kubectlEdit(n, "IPAddressPool", p.Name, "spec.serviceAllocation")}
 		}
 		fallthrough

@@ -133,7 +133,7 @@ func TestEncodedUpdatesHaveExpectedAttributes(t *testing.T) {
 }
 
 // TestDecodedUpdatesEqualTheAdjRIBOut checks that a router which decodes the UPDATEs has the same
-// routes as the Table, and that routes with the same attributes share UPDATEs.
+// routes as the AdjRIBOut, and that routes with the same attributes share UPDATEs.
 func TestDecodedUpdatesEqualTheAdjRIBOut(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	e := newUpdateEncoder(exampleNegotiatedParameters(65000, nil), 64512)

@@ -1,5 +1,5 @@
 // Package gobgp encodes the UPDATEs of a session with GoBGP's packet library. No other
-// package imports that library. It sends the routes of a Table and their changes in
+// package imports that library. It sends the routes of an AdjRIBOut and their changes in
 // few messages, an End-of-RIB after the first routes (RFC 4724), and every route again
 // on request (RFC 2918). It does not use GoBGP's server, which needs about 650 bytes
 // for each route and peer and doubles the linked code.
@@ -68,7 +68,8 @@ func (s *sessionUpdateSender) readRouterMessages() {
 	}
 }
 
-// sendKeepaliveThenAllUpdates sends the KEEPALIVE that answers the OPEN, then the Table's routes
+// sendKeepaliveThenAllUpdates sends the KEEPALIVE that answers the OPEN, then the routes
+// of the AdjRIBOut
 // and their changes.
 func (s *sessionUpdateSender) sendKeepaliveThenAllUpdates() {
 	defer s.connToSessionRelay.Close()
