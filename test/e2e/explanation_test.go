@@ -43,7 +43,11 @@ func runKubectlGantry(ctx context.Context, s *cluster.Cluster, args ...string) (
 // of the fault.
 func (h *faultTestCluster) expectExplanationNamesCause(ctx context.Context, t *testing.T, f fault) {
 	t.Helper()
-	failOnError(t, h.awaitExplanation(ctx, f.service, kubectlGantryExitNotWell, f.text, "["))
+	text := f.text
+	if f.explanationText != "" {
+		text = f.explanationText
+	}
+	failOnError(t, h.awaitExplanation(ctx, f.service, kubectlGantryExitNotWell, text, "["))
 }
 
 // expectHealthyExplanation waits until kubectl gantry explain finds the Service well.

@@ -48,6 +48,8 @@ type fault struct {
 	// conditionOfWorkingService is set if the Service has an address and is announced all the same:
 	// this condition is True, and its text names the cause.
 	conditionOfWorkingService string
+	// explanationText is what kubectl gantry explain says, if it differs from text.
+	explanationText string
 	// objectConditionNamingCause is set if the Service is announced all the same: then a condition
 	// of this object names the cause, and not kubectl describe service.
 	objectConditionNamingCause *objectCondition
@@ -97,6 +99,7 @@ func TestKubectlDescribeServiceNamesEachFault(t *testing.T) {
 			})
 		}
 	})
+	t.Run("a pool in another namespace", func(t *testing.T) { h.testPoolInOtherNamespaceIsReported(ctx, t) })
 	for _, f := range slices.Concat([]fault{misspeltAnnotationFault}, h.nodeFaults(), h.routerFaults()) {
 		t.Run(f.name, func(t *testing.T) { h.testFaultAndRepair(ctx, t, f) })
 	}
@@ -278,6 +281,23 @@ var misspeltAnnotationFault = fault{
 	name: "a misspelt annotation", service: "misspelt", reason: names.ReasonUnknownAnnotation, conditionOfWorkingService: names.ConditionAddressAssigned,
 	text:      "the annotation metallb.io/loadBalancerIP is unknown and ignored: did you mean metallb.io/loadBalancerIPs?",
 	manifests: serviceManifest("misspelt", "metallb.io/loadBalancerIP: 192.168.0.225", ""), repairManifests: serviceManifest("misspelt", "metallb.io/loadBalancerIPs: 192.168.0.225", ""),
+}
+
+// testPoolInOtherNamespaceIsReported creates a pool in another namespace than Gantry's. The policy
+// for the API server refuses that, so it is removed before.
+func (h *faultTestCluster) testPoolInOtherNamespaceIsReported(ctx context.Context, t *testing.T) {
+	manifest := poolWithoutAutoAssignManifest("elsewhere", "192.168.0.164", l2AdvertisementSpecOfPool("elsewhere", ""))
+	failOnError(t, h.kubectlFunc("delete", "validatingadmissionpolicybinding", "gantry-configuration-namespace")(ctx))
+	failOnError(t, cluster.AwaitNoError(ctx, "the end of the policy", func(ctx context.Context) error {
+		return h.ApplyManifests(ctx, strings.ReplaceAll(manifest, "namespace: metallb-system", "namespace: default"))
+	}))
+	h.testFaultAndRepair(ctx, t, fault{
+		service: "elsewhere", reason: names.ReasonPoolNotFound, text: `no IPAddressPool "elsewhere" exists in namespace metallb-system, the only one that Gantry reads: create it there`,
+		explanationText: "IPAddressPool elsewhere is in namespace default, and only those in metallb-system count: create it there",
+		manifests:       serviceManifest("elsewhere", "metallb.io/address-pool: elsewhere", ""),
+		repair:          h.kubectlFunc("-n", "default", "delete", "ipaddresspool,l2advertisement", "elsewhere"), repairManifests: manifest,
+	})
+	failOnError(t, h.kubectlFunc("apply", "-f", filepath.Join(lab.RepositoryRoot(), "config", "policy", "policy.yaml"))(ctx))
 }
 
 // nodeFaults are faults of nodes and speakers, for Services whose Pod runs on node1.

@@ -51,8 +51,26 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 			checkNoInstalledObjectLeft(ctx, t, s)
 		})
 	}
+	t.Run("config/webhook is uninstalled with config/default", func(t *testing.T) { testWebhookGoesWithDefaultInstallation(ctx, t, s) })
 	t.Run("charts/gantry", func(t *testing.T) { testHelmChartInstallsAndUninstalls(ctx, t, s) })
 	checkRBACMatchesAuditLog(t, filepath.Join(s.Dir(), "logs", "audit.log"))
+}
+
+// testWebhookGoesWithDefaultInstallation installs the webhook, and uninstalls the default
+// installation. The webhook's configuration goes with its Namespace, and a new installation takes a
+// pool.
+func testWebhookGoesWithDefaultInstallation(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	dir := filepath.Join(lab.RepositoryRoot(), "config")
+	runKubectl(ctx, t, s, "", "apply", "-k", filepath.Join(dir, "webhook"))
+	failOnError(t, s.AwaitGantryRollout(ctx))
+	applyAndCheckFirstService(ctx, t, s, "refused")
+	runKubectl(ctx, t, s, "", "delete", "-k", filepath.Join(dir, "default"))
+	runKubectl(ctx, t, s, "", "wait", "validatingwebhookconfiguration/gantry-webhook", "--for=delete", "--timeout=1m")
+	runKubectl(ctx, t, s, "", "apply", "-k", filepath.Join(dir, "default"))
+	failOnError(t, s.AwaitGantryRollout(ctx))
+	applyAndCheckFirstService(ctx, t, s, "accepted")
+	runKubectl(ctx, t, s, "", "delete", "-k", filepath.Join(dir, "webhook"), "--ignore-not-found")
+	checkNoInstalledObjectLeft(ctx, t, s)
 }
 
 // backendManifest is the backend of every Service in this test.
