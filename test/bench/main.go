@@ -70,6 +70,7 @@ var benchmarks = []struct {
 	{"manyroutes", measureSpeakerWith10000Routes},
 	{"announced", measureAnnouncedConditionDelay},
 	{"spread", measureHolderSpread},
+	{"continuity", measureContinuity},
 	{"takeover", func(ctx context.Context, _ string) error { return measureTakeover(ctx) }},
 	{"planning", func(context.Context, string) error { return measurePlanning() }},
 }
