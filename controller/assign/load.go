@@ -143,7 +143,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	left := open.RemoveClosedPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	for _, i := range left {
 		if s := unserved[i.Service]; s != nil {
-			seen[i.Service], claimants = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}, append(claimants, toMinimalUnservedService(s))
+			seen[i.Service], claimants = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}, append(claimants, toMinimalServiceWithPendingWrite(s))
 		}
 		// A list may be older than what another controller saw.
 		if rec := seen[i.Service]; rec != nil {
@@ -211,9 +211,9 @@ func toMinimalLoadedService(v *view.Service) minimalLoadedService {
 	return c
 }
 
-// toMinimalUnservedService is a Service of another class whose pending assignment is from a time
-// when its class was served. It holds only what that assignment may still bring.
-func toMinimalUnservedService(s *corev1.Service) minimalLoadedService {
+// toMinimalServiceWithPendingWrite is a Service of another class whose pending assignment is from a
+// time when its class was served. It holds only what that assignment may still bring.
+func toMinimalServiceWithPendingWrite(s *corev1.Service) minimalLoadedService {
 	v := view.FromService(s)
 	c := toMinimalLoadedService(&v)
 	c.statusAddresses = nil

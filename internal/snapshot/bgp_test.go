@@ -244,7 +244,7 @@ func TestAggregateWiderThanPoolIsReported(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, problems := BuildSnapshot(ConfigurationObjects{
-				Pools:             []v1beta1.IPAddressPool{newPool("p", 0, tc.entry), newPool("sound", 0, "10.0.0.0/8", "fd00::/8")},
+				Pools:             []v1beta1.IPAddressPool{newTestIPAddressPool("p", 0, tc.entry), newTestIPAddressPool("sound", 0, "10.0.0.0/8", "fd00::/8")},
 				BGPAdvertisements: []v1beta1.BGPAdvertisement{newBGPAdvertisement("ad", 0, tc.spec)},
 			})
 			covered := []string{"p", "sound"}
@@ -280,7 +280,7 @@ func TestConflictingLocalPrefIsReported(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, problems := BuildSnapshot(ConfigurationObjects{
-				Pools:    []v1beta1.IPAddressPool{newPool("p", 0, "192.0.2.0/24")},
+				Pools:    []v1beta1.IPAddressPool{newTestIPAddressPool("p", 0, "192.0.2.0/24")},
 				BGPPeers: []v1beta2.BGPPeer{newPeer("a", 0, v1beta2.BGPPeerSpec{}), newPeer("b", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})},
 				Nodes:    []NodeLabels{{Name: "n", Labels: map[string]string{"rack": "a"}}},
 				BGPAdvertisements: []v1beta1.BGPAdvertisement{
@@ -354,7 +354,7 @@ func TestParseCommunity(t *testing.T) {
 
 func TestBrokenEditKeepsLastGoodStateOfObject(t *testing.T) {
 	o := ConfigurationObjects{
-		Pools: []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/28")},
+		Pools: []v1beta1.IPAddressPool{newTestIPAddressPool("a", time.Hour, "192.0.2.0/28"), newTestIPAddressPool("b", 0, "198.51.100.0/28")},
 		L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("ad", v1beta1.L2AdvertisementSpec{
 			IPAddressPools: []string{"a"}, NodeSelectors: selectorForLabel("rack", "a"),
 		})},
@@ -364,7 +364,7 @@ func TestBrokenEditKeepsLastGoodStateOfObject(t *testing.T) {
 		t.Fatal(problems)
 	}
 	o.PreviousSnapshot = good
-	o.Pools = []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.9-192.0.2.1"), newPool("b", 0, "198.51.100.0/24")}
+	o.Pools = []v1beta1.IPAddressPool{newTestIPAddressPool("a", time.Hour, "192.0.2.9-192.0.2.1"), newTestIPAddressPool("b", 0, "198.51.100.0/24")}
 	o.L2Advertisements[0].Spec.NodeSelectors = []metav1.LabelSelector{{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "rack", Operator: "Is"}}}}
 	s, problems := BuildSnapshot(o)
 	if len(problems) != 2 {
@@ -383,7 +383,7 @@ func TestBrokenEditKeepsLastGoodStateOfObject(t *testing.T) {
 
 func TestTheOrderOfBGPObjectsDoesNotMatter(t *testing.T) {
 	o := ConfigurationObjects{
-		Pools:    []v1beta1.IPAddressPool{newPool("a", 0, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/24")},
+		Pools:    []v1beta1.IPAddressPool{newTestIPAddressPool("a", 0, "192.0.2.0/28"), newTestIPAddressPool("b", 0, "198.51.100.0/24")},
 		BGPPeers: []v1beta2.BGPPeer{newPeer("x", 0, v1beta2.BGPPeerSpec{}), newPeer("y", 0, v1beta2.BGPPeerSpec{}), newPeer("z", 0, v1beta2.BGPPeerSpec{BFDProfile: "no"})},
 		BGPAdvertisements: []v1beta1.BGPAdvertisement{
 			newBGPAdvertisement("one", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 1}), newBGPAdvertisement("two", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 2}),

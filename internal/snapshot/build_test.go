@@ -47,7 +47,7 @@ func TestParseRange(t *testing.T) {
 	}
 }
 
-func newPool(name string, age time.Duration, entries ...string) v1beta1.IPAddressPool {
+func newTestIPAddressPool(name string, age time.Duration, entries ...string) v1beta1.IPAddressPool {
 	p := v1beta1.IPAddressPool{Spec: v1beta1.IPAddressPoolSpec{Addresses: entries}}
 	p.Name, p.Namespace, p.Labels = name, "metallb-system", map[string]string{"name": name}
 	p.CreationTimestamp = metav1.NewTime(time.Unix(1_000_000, 0).Add(-age))
@@ -62,8 +62,8 @@ func newL2Advertisement(name string, spec v1beta1.L2AdvertisementSpec) v1beta1.L
 
 func TestFaultyPoolEntryIsSkipped(t *testing.T) {
 	s, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{
-		newPool("young", 0, "192.0.2.4-192.0.2.9", "nonsense", "198.51.100.1"),
-		newPool("old", time.Hour, "192.0.2.0/29"),
+		newTestIPAddressPool("young", 0, "192.0.2.4-192.0.2.9", "nonsense", "198.51.100.1"),
+		newTestIPAddressPool("old", time.Hour, "192.0.2.0/29"),
 	}})
 	if n := len(s.PoolByName("young").Ranges); n != 1 {
 		t.Errorf("the younger pool has %d entries, want only the sound one", n)
@@ -86,7 +86,7 @@ func TestFaultyPoolEntryIsSkipped(t *testing.T) {
 // An edit of an older pool by mistake must not take addresses from a younger pool, whose Services
 // would then be announced as the older pool says.
 func TestEditOfAnOlderPoolTakesNothingFromAYoungerOne(t *testing.T) {
-	old, young := newPool("old", time.Hour, "10.0.1.0/24"), newPool("young", 0, "10.0.5.0/24")
+	old, young := newTestIPAddressPool("old", time.Hour, "10.0.1.0/24"), newTestIPAddressPool("young", 0, "10.0.5.0/24")
 	before, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{old, young}})
 	if len(problems) > 0 {
 		t.Fatal(problems)
@@ -125,7 +125,7 @@ func TestEditOfAnOlderPoolTakesNothingFromAYoungerOne(t *testing.T) {
 
 // Ranges that move from one pool to another in one step belong to the pool that lists them now.
 func TestRangeMovesBetweenPools(t *testing.T) {
-	a, b := newPool("a", time.Hour, "10.0.1.0/24", "10.0.2.0/24"), newPool("b", 0, "10.0.3.0/24")
+	a, b := newTestIPAddressPool("a", time.Hour, "10.0.1.0/24", "10.0.2.0/24"), newTestIPAddressPool("b", 0, "10.0.3.0/24")
 	before, _ := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{a, b}})
 	a.Spec.Addresses, b.Spec.Addresses = []string{"10.0.1.0/24", "10.0.3.0/24"}, []string{"10.0.2.0/24"}
 	s, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{a, b}, PreviousSnapshot: before})
@@ -152,7 +152,7 @@ func TestPoolsOfL2AdvertisementAreResolved(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, problems := BuildSnapshot(ConfigurationObjects{
-				Pools:            []v1beta1.IPAddressPool{newPool("b", 0, "192.0.2.1"), newPool("a", 0, "192.0.2.2")},
+				Pools:            []v1beta1.IPAddressPool{newTestIPAddressPool("b", 0, "192.0.2.1"), newTestIPAddressPool("a", 0, "192.0.2.2")},
 				L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("ad", tc.spec)},
 			})
 			if !reflect.DeepEqual(s.L2Advertisements[0].Pools, tc.want) {
@@ -172,7 +172,7 @@ func TestPoolsOfL2AdvertisementAreResolved(t *testing.T) {
 func TestTheOrderOfObjectsDoesNotMatter(t *testing.T) {
 	o := ConfigurationObjects{
 		Pools: []v1beta1.IPAddressPool{
-			newPool("a", 0, "192.0.2.0/28", "x"), newPool("b", time.Minute, "192.0.2.8/29"), newPool("c", 0, "192.0.2.12", "198.51.100.0/24"),
+			newTestIPAddressPool("a", 0, "192.0.2.0/28", "x"), newTestIPAddressPool("b", time.Minute, "192.0.2.8/29"), newTestIPAddressPool("c", 0, "192.0.2.12", "198.51.100.0/24"),
 		},
 		L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("one", v1beta1.L2AdvertisementSpec{}), newL2Advertisement("two", v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"no", "c"}})},
 	}
@@ -204,7 +204,7 @@ func TestCountAssignableAddresses(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			p := newPool("a", 0, tc.entries...)
+			p := newTestIPAddressPool("a", 0, tc.entries...)
 			p.Spec.AvoidBuggyIPs = tc.avoid
 			s, _ := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{p}})
 			if v4, v6 := s.PoolByName("a").CountAssignableAddresses(); v4 != tc.ipv4 || v6 != tc.ipv6 {

@@ -35,11 +35,11 @@ func TestAddressesThatTheClusterUsesAreReported(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			p := newPool("p", 0, tc.entries...)
+			p := newTestIPAddressPool("p", 0, tc.entries...)
 			if len(tc.exclude) > 0 {
 				p.Spec.Gantry = &v1beta1.PoolExtension{Exclude: tc.exclude}
 			}
-			s, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{p, newPool("q", 0, "203.0.113.0/24")}, ClusterAddresses: cluster})
+			s, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{p, newTestIPAddressPool("q", 0, "203.0.113.0/24")}, ClusterAddresses: cluster})
 			if len(s.PoolByName("p").Ranges) != len(tc.entries) {
 				t.Errorf("the pool has %v, want all of %v", s.PoolByName("p").Ranges, tc.entries)
 			}

@@ -117,7 +117,7 @@ func TestBuildCostIsInProportionToTheEntries(t *testing.T) {
 			}
 			var o ConfigurationObjects
 			for chunk := range slices.Chunk(texts, entryCount/poolCount) {
-				o.Pools = append(o.Pools, newPool(fmt.Sprintf("p%05d", len(o.Pools)), 0, chunk...))
+				o.Pools = append(o.Pools, newTestIPAddressPool(fmt.Sprintf("p%05d", len(o.Pools)), 0, chunk...))
 			}
 			o.PreviousSnapshot, _ = BuildSnapshot(o)
 			reading, building := time.Hour, time.Hour

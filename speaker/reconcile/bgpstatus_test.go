@@ -93,7 +93,7 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 	h.writer = reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: h.sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 		Self: selfNode, Namespace: names.DefaultNamespace, ServiceBGPStatusLimit: 2, PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil },
-		ServiceReference: newServiceReference(t, h.api),
+		ServiceReference: newServiceReader(t, h.api),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)

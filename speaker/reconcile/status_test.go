@@ -87,7 +87,7 @@ func newStatusWriterHarness(t *testing.T) *statusWriterHarness {
 		SkippedLinks: func() []facts.SkippedLink {
 			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcludedByName}}
 		},
-		Now: time.Now, Metrics: announced, Self: selfNode, Namespace: names.DefaultNamespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
+		Now: time.Now, Metrics: announced, Self: selfNode, Namespace: names.DefaultNamespace, Version: "v1.2.3", ServiceReference: newServiceReader(t, d.apiClient),
 	})
 	d.metricsRegistry.MustRegister(announced)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -110,8 +110,8 @@ func newStatusWriterHarness(t *testing.T) *statusWriterHarness {
 	return d
 }
 
-// newServiceReference returns a function that reads the Service for an event.
-func newServiceReference(t *testing.T, api client.Reader) func(view.ObjectKey) *corev1.Service {
+// newServiceReader returns a function that reads the Service for an event.
+func newServiceReader(t *testing.T, api client.Reader) func(view.ObjectKey) *corev1.Service {
 	return func(k view.ObjectKey) *corev1.Service {
 		s := &corev1.Service{}
 		if err := api.Get(t.Context(), client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, s); err != nil {

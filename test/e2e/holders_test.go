@@ -107,8 +107,8 @@ func withoutFirstFrameAfterPause(answers []cluster.NeighborAnswer, mac string, c
 	return slices.Delete(slices.Clone(answers), i, i+1)
 }
 
-// twoHoldersTestCluster is a cluster of three eligible nodes and a Service with two addresses.
-type twoHoldersTestCluster struct {
+// twoAddressesTestCluster is a cluster of three eligible nodes and a Service with two addresses.
+type twoAddressesTestCluster struct {
 	*cluster.Cluster
 	addresses []netip.Addr
 	// initialHolders are the holders before the first scenario.
@@ -116,10 +116,10 @@ type twoHoldersTestCluster struct {
 }
 
 // startTwoHoldersTestCluster runs the Pod on a node that is excluded.
-func startTwoHoldersTestCluster(t *testing.T) (context.Context, *twoHoldersTestCluster) {
+func startTwoHoldersTestCluster(t *testing.T) (context.Context, *twoAddressesTestCluster) {
 	t.Helper()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, Families: lab.DualStack})
-	h := &twoHoldersTestCluster{Cluster: s}
+	h := &twoAddressesTestCluster{Cluster: s}
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.UDPEchoServiceManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
@@ -132,7 +132,7 @@ func startTwoHoldersTestCluster(t *testing.T) (context.Context, *twoHoldersTestC
 
 // awaitBothHolders waits for the holders of the addresses. The two addresses of a Service have
 // different holders if more than one node is eligible.
-func (h *twoHoldersTestCluster) awaitBothHolders(ctx context.Context, t *testing.T) []string {
+func (h *twoAddressesTestCluster) awaitBothHolders(ctx context.Context, t *testing.T) []string {
 	t.Helper()
 	holders, err := h.AwaitAnnouncingNodeCount(ctx, "echo", 2)
 	failOnError(t, err)
@@ -142,7 +142,7 @@ func (h *twoHoldersTestCluster) awaitBothHolders(ctx context.Context, t *testing
 // awaitHolderOfFirstAddress waits until both addresses have a holder, and returns that of the first
 // one. After a death one node may hold both: on a busy machine a node that holds none may be too
 // late to take the address, and nothing moves only to spread the addresses again.
-func (h *twoHoldersTestCluster) awaitHolderOfFirstAddress(ctx context.Context, t *testing.T) string {
+func (h *twoAddressesTestCluster) awaitHolderOfFirstAddress(ctx context.Context, t *testing.T) string {
 	t.Helper()
 	return awaitHoldersByAddress(ctx, t, h.Cluster, h.addresses, nil)[h.addresses[0]]
 }
@@ -165,7 +165,7 @@ func TestOnlyOneNodeAnswersDuringPartitions(t *testing.T) {
 	t.Run("a pause of 100 ms changes nothing", func(t *testing.T) { h.testShortPausesMoveNoAddress(ctx, t) })
 }
 
-func (h *twoHoldersTestCluster) testBlockedGossipMovesNoAddress(ctx context.Context, t *testing.T) {
+func (h *twoAddressesTestCluster) testBlockedGossipMovesNoAddress(ctx context.Context, t *testing.T) {
 	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 	failOnError(t, h.BlockGossipBetweenNodeGroups(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
 	// about 10 s, which is longer than the gossip needs to declare the others dead
@@ -186,7 +186,7 @@ func (h *twoHoldersTestCluster) testBlockedGossipMovesNoAddress(ctx context.Cont
 
 // testOneHolderAfterPartition separates nodes from the client and its gateway for a while. Each
 // address must then have a holder on both sides. The one that the client uses must stay.
-func (h *twoHoldersTestCluster) testOneHolderAfterPartition(ctx context.Context, t *testing.T, isolated []string) {
+func (h *twoAddressesTestCluster) testOneHolderAfterPartition(ctx context.Context, t *testing.T, isolated []string) {
 	before := readMoveCounts(ctx, t, h.Cluster)
 	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 	failOnError(t, h.Partition(ctx, isolated))
@@ -219,7 +219,7 @@ func (h *twoHoldersTestCluster) testOneHolderAfterPartition(ctx context.Context,
 	}
 }
 
-func (h *twoHoldersTestCluster) testPausedHolderGivesUpAddress(ctx context.Context, t *testing.T) {
+func (h *twoAddressesTestCluster) testPausedHolderGivesUpAddress(ctx context.Context, t *testing.T) {
 	holder := h.awaitHolderOfFirstAddress(ctx, t)
 	mac, err := h.HostMAC(holder)
 	failOnError(t, err)
@@ -245,7 +245,7 @@ func (h *twoHoldersTestCluster) testPausedHolderGivesUpAddress(ctx context.Conte
 // testShortPausesMoveNoAddress pauses a holder ten times for about 100 ms. On a busy machine the
 // speakers may also wait for a processor, and then a pause is longer than the test wants. So one
 // round of three without a move is enough. A speaker that does not bear such pauses fails in each.
-func (h *twoHoldersTestCluster) testShortPausesMoveNoAddress(ctx context.Context, t *testing.T) {
+func (h *twoAddressesTestCluster) testShortPausesMoveNoAddress(ctx context.Context, t *testing.T) {
 	for round := 1; ; round++ {
 		holder := h.awaitHolderOfFirstAddress(ctx, t)
 		w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)

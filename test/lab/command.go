@@ -52,7 +52,7 @@ func RunCommandLine() {
 			c.PreRunE = func(*cobra.Command, []string) error { return enterLabNamespaces(dir()) }
 		}
 	}
-	root.AddCommand(newRunInNamespacesCommand())
+	root.AddCommand(newRunInUserNamespaceCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		os.Exit(1)
@@ -135,9 +135,9 @@ func newStartLabCommand(dir func() string) *cobra.Command {
 	return c
 }
 
-// newRunInNamespacesCommand runs a program that starts labs itself, for example a test with go test
-// -exec.
-func newRunInNamespacesCommand() *cobra.Command {
+// newRunInUserNamespaceCommand runs a program that starts labs itself, for example a test with
+// go test -exec.
+func newRunInUserNamespaceCommand() *cobra.Command {
 	c := &cobra.Command{Use: "inside PROGRAM [ARGS...]", Short: "Run a program in namespaces in which an ordinary user can start labs", Args: cobra.MinimumNArgs(1)}
 	c.DisableFlagParsing = true
 	c.RunE = func(_ *cobra.Command, args []string) error { return runInUserNamespace(args) }
