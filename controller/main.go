@@ -21,7 +21,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
@@ -38,6 +37,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/sessioncount"
 	"github.com/gantry-lb/gantry/controller/validcondition"
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/metricsaccess"
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
@@ -103,6 +103,9 @@ func runController(ctx context.Context, o options) error {
 	}
 	server, certificate := newWebhookServerAndCertificate(o, log)
 	managerOpts := newManagerOptions(&o, scheme)
+	if managerOpts.Metrics, err = metricsaccess.BuildServerOptions(o.CommonOptions, log); err != nil {
+		return err
+	}
 	managerOpts.WebhookServer = server
 	lock, err := leaderlock.NewLeaseLock(config, scheme, host, o.Namespace)
 	if err != nil {
@@ -186,7 +189,6 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announcedcondition.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,
-		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},
 		HealthProbeBindAddress:        o.HealthProbeBindAddress,
 		LeaderElection:                o.LeaderElect,
 		LeaderElectionID:              names.LeaderLease,

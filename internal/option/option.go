@@ -22,12 +22,19 @@ import (
 // ListenAddressDisabledValue is the value that turns a listening address off.
 const ListenAddressDisabledValue = "0"
 
+// The values of --metrics-protocol.
+const (
+	MetricsProtocolHTTP  = "http"
+	MetricsProtocolHTTPS = "https"
+)
+
 // CommonOptions are the options of both binaries.
 type CommonOptions struct {
 	Kubeconfig             string
 	Namespace              string
 	LoadBalancerClass      string
 	MetricsBindAddress     string
+	MetricsProtocol        string
 	HealthProbeBindAddress string
 	LogLevel               string
 	BGPMode                string
@@ -40,6 +47,7 @@ func (c *CommonOptions) DeclareFlags(fs *pflag.FlagSet, metrics, health string) 
 	fs.StringVar(&c.Namespace, "namespace", names.DefaultNamespace, "namespace of Gantry's own objects and of its configuration")
 	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
 	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 turns them off")
+	fs.StringVar(&c.MetricsProtocol, "metrics-protocol", MetricsProtocolHTTPS, "https: only for tokens whose user may get /metrics; http: for everybody who reaches the port")
 	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 turns them off")
 	fs.StringVar(&c.BGPMode, "bgp", "enabled", "enabled or disabled: disabled announces only by ARP and NDP, and reads neither BGPPeers nor their Secrets")
 	fs.BoolVar(&c.IgnoreExcludeLabel, "ignore-exclude-lb", false, "let nodes announce that have the label "+names.LabelExcludeNode+"; set it on the controller and on the speakers")
@@ -56,6 +64,9 @@ func (c *CommonOptions) ValidateValues() error {
 	}
 	if c.BGPMode != "enabled" && c.BGPMode != "disabled" {
 		return InvalidOptionError("bgp", c.BGPMode, "write enabled or disabled")
+	}
+	if c.MetricsProtocol != MetricsProtocolHTTP && c.MetricsProtocol != MetricsProtocolHTTPS {
+		return InvalidOptionError("metrics-protocol", c.MetricsProtocol, "write https or http")
 	}
 	for _, l := range []struct{ flag, value string }{
 		{"metrics-bind-address", c.MetricsBindAddress}, {"health-probe-bind-address", c.HealthProbeBindAddress},

@@ -44,7 +44,7 @@ func mustParseOptions(t *testing.T, environment map[string]string, args ...strin
 
 func TestFlagsWithTheEnvironmentAsFallback(t *testing.T) {
 	defaults := CommonOptions{
-		Namespace: names.DefaultNamespace, MetricsBindAddress: ":7472", HealthProbeBindAddress: ":7473", LogLevel: "info", BGPMode: "enabled",
+		Namespace: names.DefaultNamespace, MetricsBindAddress: ":7472", MetricsProtocol: "https", HealthProbeBindAddress: ":7473", LogLevel: "info", BGPMode: "enabled",
 	}
 	with := func(edit func(*CommonOptions)) CommonOptions {
 		c := defaults
@@ -127,6 +127,7 @@ func TestInvalidOptionValuesAreRefused(t *testing.T) {
 		"--bgp=true":                           {"--bgp", "GANTRY_BGP", `"true"`, "enabled or disabled"},
 		"--metrics-bind-address=7472":          {"--metrics-bind-address", "GANTRY_METRICS_BIND_ADDRESS", `"7472"`, ":PORT or 0"},
 		"--metrics-bind-address=":              {"--metrics-bind-address", `""`, ":PORT or 0"},
+		"--metrics-protocol=tls":               {"--metrics-protocol", "GANTRY_METRICS_PROTOCOL", `"tls"`, "https or http"},
 		"--health-probe-bind-address=fd00::1":  {"--health-probe-bind-address", "GANTRY_HEALTH_PROBE_BIND_ADDRESS", `"fd00::1"`, ":PORT or 0"},
 		"--health-probe-bind-address=10.0.0.1": {"--health-probe-bind-address", `"10.0.0.1"`},
 	} {

@@ -11,44 +11,46 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/rib"
 )
 
-// healthAndRoutesServer serves the health checks and what is announced to routers. Its address is
-// one of the node itself, so that only the kubelet and pods/portforward reach it.
-type healthAndRoutesServer struct {
-	healthzChecks, readyzChecks map[string]healthz.Checker
-	// announcedRoutesFunc returns an error while the routes are not known.
-	announcedRoutesFunc func(context.Context) (any, error)
-}
+// localRequestTimeout bounds the reading of a request and the writing of its answer.
+const localRequestTimeout = 10 * time.Second
 
-// healthAndRoutesRequestTimeout bounds the reading of a request and the writing of its answer.
-const healthAndRoutesRequestTimeout = 10 * time.Second
-
-// addToManager lets the manager run the server. Nothing is served at an empty address or at "0".
-func (s *healthAndRoutesServer) addToManager(mgr manager.Manager, address string) error {
-	if address == "" || address == "0" {
+// addLocalServer lets the manager run a server at an address of the node itself, which only the
+// kubelet, pods/portforward and programs of the node reach. Nothing is served at an empty address
+// or at "0".
+func addLocalServer(mgr manager.Manager, name, address string, handler http.Handler) error {
+	if address == "" || address == option.ListenAddressDisabledValue {
 		return nil
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return fmt.Errorf("listening for health checks on %s: %w", address, err)
+		return fmt.Errorf("listening for %s on %s: %w", name, address, err)
 	}
 	return mgr.Add(&manager.Server{
-		Name: "health and routes", Listener: l,
-		Server: &http.Server{Handler: s.newHandler(), ReadTimeout: healthAndRoutesRequestTimeout, WriteTimeout: healthAndRoutesRequestTimeout},
+		Name: name, Listener: l, Server: &http.Server{Handler: handler, ReadTimeout: localRequestTimeout, WriteTimeout: localRequestTimeout},
 	})
 }
 
-func (s *healthAndRoutesServer) newHandler() http.Handler {
+// newHealthHandler returns a handler that serves the health checks and nothing else.
+func newHealthHandler(healthzChecks, readyzChecks map[string]healthz.Checker) http.Handler {
 	mux := http.NewServeMux()
-	for path, checks := range map[string]map[string]healthz.Checker{"/healthz": s.healthzChecks, "/readyz": s.readyzChecks} {
+	for path, checks := range map[string]map[string]healthz.Checker{"/healthz": healthzChecks, "/readyz": readyzChecks} {
 		h := http.StripPrefix(path, &healthz.Handler{Checks: checks})
 		mux.Handle(path, h)
 		mux.Handle(path+"/", h)
 	}
+	return mux
+}
+
+// newRoutesHandler returns a handler that serves what is announced to routers. announcedRoutes
+// returns an error while the routes are not known.
+func newRoutesHandler(announcedRoutes func(context.Context) (any, error)) http.Handler {
+	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+rib.RoutesPagePath, func(w http.ResponseWriter, r *http.Request) {
-		routes, err := s.announcedRoutesFunc(r.Context())
+		routes, err := announcedRoutes(r.Context())
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return

@@ -14,30 +14,38 @@ import (
 	"github.com/gantry-lb/gantry/internal/rib"
 )
 
-func TestHealthAndRoutesServerAnswers(t *testing.T) {
+// fetchPage gets a page from a handler.
+func fetchPage(h http.Handler, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w
+}
+
+// The port of the health checks tells nothing about the cluster.
+func TestHealthPortServesOnlyHealthChecks(t *testing.T) {
 	ready := errors.New("not yet")
-	s := &healthAndRoutesServer{
-		healthzChecks:       map[string]healthz.Checker{"alive": healthz.Ping},
-		readyzChecks:        map[string]healthz.Checker{"synced": func(*http.Request) error { return ready }},
-		announcedRoutesFunc: func(context.Context) (any, error) { return []string{"198.51.100.1/32"}, nil },
-	}
-	get := func(path string) *httptest.ResponseRecorder {
-		w := httptest.NewRecorder()
-		s.newHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
-		return w
-	}
-	for path, want := range map[string]int{"/healthz": 200, "/healthz/": 200, "/healthz/alive": 200, "/readyz": 500, "/other": 404, rib.RoutesPagePath: 200} {
-		if got := get(path).Code; got != want {
+	h := newHealthHandler(map[string]healthz.Checker{"alive": healthz.Ping}, map[string]healthz.Checker{"synced": func(*http.Request) error { return ready }})
+	for path, want := range map[string]int{
+		"/healthz": 200, "/healthz/": 200, "/healthz/alive": 200, "/readyz": 500, "/other": 404, rib.RoutesPagePath: 404, "/metrics": 404, "/debug/pprof/": 404, "/": 404,
+	} {
+		if got := fetchPage(h, path).Code; got != want {
 			t.Errorf("%s gives %d, want %d", path, got, want)
 		}
 	}
 	ready = nil
-	if got := get("/readyz").Code; got != 200 {
+	if got := fetchPage(h, "/readyz").Code; got != 200 {
 		t.Errorf("/readyz gives %d when the speaker is ready", got)
 	}
+}
+
+func TestRoutesPortServesRoutes(t *testing.T) {
+	h := newRoutesHandler(func(context.Context) (any, error) { return []string{"198.51.100.1/32"}, nil })
 	var routes []string
-	if err := json.Unmarshal(get(rib.RoutesPagePath).Body.Bytes(), &routes); err != nil || len(routes) != 1 {
+	if err := json.Unmarshal(fetchPage(h, rib.RoutesPagePath).Body.Bytes(), &routes); err != nil || len(routes) != 1 {
 		t.Errorf("the routes are %v, %v", routes, err)
+	}
+	if got := fetchPage(h, "/healthz").Code; got != 404 {
+		t.Errorf("/healthz gives %d, want 404", got)
 	}
 }
 
@@ -45,12 +53,7 @@ func TestHealthAndRoutesServerAnswers(t *testing.T) {
 // announces none.
 func TestRoutesPageFailsUntilRoutesAreKnown(t *testing.T) {
 	m := &ControllerRuntimeManager{}
-	s := &healthAndRoutesServer{announcedRoutesFunc: m.describeAnnouncedRoutes}
-	get := func() *httptest.ResponseRecorder {
-		w := httptest.NewRecorder()
-		s.newHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, rib.RoutesPagePath, nil))
-		return w
-	}
+	get := func() *httptest.ResponseRecorder { return fetchPage(newRoutesHandler(m.describeAnnouncedRoutes), rib.RoutesPagePath) }
 	if w := get(); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "has not started BGP yet") {
 		t.Errorf("before the routes are known the page is %d %q, want 503 and why", w.Code, w.Body.String())
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/metricsaccess"
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/speaker/options"
 )
@@ -48,7 +49,11 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 	if err != nil {
 		return nil, err
 	}
-	mgr, err := newControllerRuntimeManager(config, o)
+	metrics, err := metricsaccess.BuildServerOptions(o.CommonOptions, log)
+	if err != nil {
+		return nil, err
+	}
+	mgr, err := newControllerRuntimeManager(config, o, metrics)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the manager: %w", err)
 	}
@@ -59,16 +64,15 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the client for Services: %w", err)
 	}
-	server := healthAndRoutesServer{
-		healthzChecks:       map[string]healthz.Checker{"alive": healthz.Ping},
-		readyzChecks:        map[string]healthz.Checker{"synced": m.checkReady},
-		announcedRoutesFunc: m.describeAnnouncedRoutes,
-	}
-	return m, server.addToManager(mgr, o.HealthProbeBindAddress)
+	health := newHealthHandler(map[string]healthz.Checker{"alive": healthz.Ping}, map[string]healthz.Checker{"synced": m.checkReady})
+	return m, errors.Join(
+		addLocalServer(mgr, "health checks", o.HealthProbeBindAddress, health),
+		addLocalServer(mgr, "routes", o.RoutesBindAddress, newRoutesHandler(m.describeAnnouncedRoutes)),
+	)
 }
 
-// ServeAnnouncedRoutes serves what describe returns as JSON at the address of the health checks.
-// Before this call the routes are unknown, which is not the same as none.
+// ServeAnnouncedRoutes serves what describe returns as JSON at the address of the routes. Before
+// this call the routes are unknown, which is not the same as none.
 func (m *ControllerRuntimeManager) ServeAnnouncedRoutes(describe func(context.Context) any) {
 	m.announcedRoutesFunc.Store(&describe)
 }
@@ -102,7 +106,7 @@ func (m *ControllerRuntimeManager) AwaitKindsServed(ctx context.Context) error {
 	return option.AwaitCRDResourcesServed(ctx, m.config, m.log, resources...)
 }
 
-func newControllerRuntimeManager(config *rest.Config, o options.Options) (ctrl.Manager, error) {
+func newControllerRuntimeManager(config *rest.Config, o options.Options, metrics metricsserver.Options) (ctrl.Manager, error) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		return nil, err
@@ -112,7 +116,7 @@ func newControllerRuntimeManager(config *rest.Config, o options.Options) (ctrl.M
 	return ctrl.NewManager(config, ctrl.Options{
 		Scheme:                  scheme,
 		MapperProvider:          func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper, nil },
-		Metrics:                 metricsserver.Options{BindAddress: o.MetricsBindAddress},
+		Metrics:                 metrics,
 		HealthProbeBindAddress:  "0", // a server of our own has the health checks
 		GracefulShutdownTimeout: &grace,
 		Cache: cache.Options{

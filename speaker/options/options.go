@@ -21,6 +21,8 @@ import (
 type Options struct {
 	option.CommonOptions
 	NodeName string
+	// RoutesBindAddress is where the page of the announced routes is served.
+	RoutesBindAddress string
 	PodName  string
 	StateDir string
 
@@ -73,6 +75,7 @@ func ParseOptions(args []string, lookup func(string) (string, bool)) (Options, e
 
 func (o *Options) declareFlags(fs *pflag.FlagSet) {
 	o.DeclareFlags(fs, ":7473", "127.0.0.1:7474")
+	fs.StringVar(&o.RoutesBindAddress, "routes-bind-address", "127.0.0.1:7475", "address:port of the page /bgp/routes, which kubectl gantry reads; 0 turns it off")
 	fs.StringVar(&o.NodeName, "node-name", "", "name of this node in the Kubernetes API; required")
 	fs.StringVar(&o.PodName, "pod-name", "", "name of this speaker's Pod; empty if it does not run in a Pod")
 	fs.StringVar(&o.GossipBindAddress, "gossip-bind-address", "",
@@ -137,6 +140,9 @@ func (o *Options) validateProxyAndKubeletHealth() error {
 }
 
 func (o *Options) validateNodeAndGossip() error {
+	if _, _, err := net.SplitHostPort(o.RoutesBindAddress); o.RoutesBindAddress != option.ListenAddressDisabledValue && err != nil {
+		return option.InvalidOptionError("routes-bind-address", o.RoutesBindAddress, "write ADDRESS:PORT, :PORT or 0")
+	}
 	if o.NodeName == "" {
 		return option.InvalidOptionError("node-name", o.NodeName, "set the name of this node, as kubectl get nodes shows it")
 	}

@@ -71,6 +71,17 @@ func installCRDsNamespaceAndPolicies(ctx context.Context, t testing.TB, config *
 	}
 }
 
+// CreateObjectsOfConfigFile creates the objects of a file in the directory config. Those that are
+// there already stay as they are.
+func CreateObjectsOfConfigFile(t testing.TB, admin *rest.Config, file string) {
+	t.Helper()
+	c, err := client.New(admin, client.Options{})
+	if err != nil {
+		t.Fatalf("creating a client: %v", err)
+	}
+	createObjectsOfConfigFile(t.Context(), t, c, file)
+}
+
 // createObjectsOfConfigFile creates the objects of a file in the directory config. Those that are
 // there already stay as they are.
 func createObjectsOfConfigFile(ctx context.Context, t testing.TB, c client.Client, file string) {

@@ -5,6 +5,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/clientcmd"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -182,6 +184,51 @@ func (s *Cluster) FetchURLFromHost(ctx context.Context, host, url string) (strin
 	defer r.Body.Close()
 	b, err := io.ReadAll(r.Body)
 	return string(b), err
+}
+
+// FetchMetrics gets the metrics that a program serves at an address and port, from a host of the
+// lab. The token says who asks.
+func (s *Cluster) FetchMetrics(ctx context.Context, host, address, token string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, httpRequestTimeout)
+	defer cancel()
+	// No one can check the certificate, which is signed by itself.
+	c := http.Client{Transport: &http.Transport{DialContext: s.NamespaceOfHost(host).Dial, DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	r, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = fmt.Errorf("the metrics at %s: %s: %s", address, r.Status, b)
+	}
+	return string(b), err
+}
+
+// FetchSpeakerMetrics gets the metrics of the speaker on a node, with the rights of the
+// administrator.
+func (s *Cluster) FetchSpeakerMetrics(ctx context.Context, node string) (string, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig())
+	if err != nil {
+		return "", err
+	}
+	return s.FetchMetrics(ctx, node, "127.0.0.1:7473", config.BearerToken)
+}
+
+// FetchSpeakerMetricsUntilSuccess gets the metrics of the speaker on a node again and again until
+// it succeeds.
+func (s *Cluster) FetchSpeakerMetricsUntilSuccess(ctx context.Context, node string) (string, error) {
+	var text string
+	err := AwaitNoError(ctx, "the metrics of the speaker on "+node, func(ctx context.Context) (err error) {
+		text, err = s.FetchSpeakerMetrics(ctx, node)
+		return err
+	})
+	return text, err
 }
 
 // FetchURLUntilSuccess gets a URL again and again until it succeeds, and returns the body.

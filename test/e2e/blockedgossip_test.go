@@ -120,7 +120,7 @@ func (h *faultTestCluster) awaitGossipBlockedEvent(ctx context.Context, node, ki
 // readSpeakerMetric reads the value of a metric without labels from the speaker of a node.
 func (h *faultTestCluster) readSpeakerMetric(ctx context.Context, t *testing.T, node, name string) float64 {
 	t.Helper()
-	text, err := h.FetchURLUntilSuccess(ctx, node, "http://127.0.0.1:7473/metrics")
+	text, err := h.FetchSpeakerMetricsUntilSuccess(ctx, node)
 	failOnError(t, err)
 	m := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(text)
 	if m == nil {

@@ -192,7 +192,7 @@ func testHolderAnswersUnicastSolicitations(ctx context.Context, t *testing.T, s 
 // 0 if there is none.
 func readSpeakerMetric(ctx context.Context, t *testing.T, s *cluster.Cluster, node, metric string) float64 {
 	t.Helper()
-	body, err := s.FetchURLUntilSuccess(ctx, node, "http://127.0.0.1:7473/metrics")
+	body, err := s.FetchSpeakerMetricsUntilSuccess(ctx, node)
 	failOnError(t, err)
 	for line := range strings.Lines(body) {
 		if text, ok := strings.CutPrefix(line, metric+" "); ok {
@@ -290,7 +290,7 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 	if c == nil || c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonForeignClaim) || !strings.Contains(c.Message, fmt.Sprintf("%s (%s)", a, mac)) {
 		return fmt.Errorf("the condition of the Service is %+v", c)
 	}
-	body, err := s.FetchURLFromHost(ctx, node, "http://127.0.0.1:7473/metrics")
+	body, err := s.FetchSpeakerMetrics(ctx, node)
 	if err != nil {
 		return err
 	}

@@ -200,7 +200,7 @@ func readMoveCounts(ctx context.Context, t *testing.T, s *cluster.Cluster) map[s
 	t.Helper()
 	out := map[string]map[string]int{}
 	for _, node := range []string{"node1", "node2", "node3", "node4"} {
-		body, err := s.FetchURLUntilSuccess(ctx, node, "http://127.0.0.1:7473/metrics")
+		body, err := s.FetchSpeakerMetricsUntilSuccess(ctx, node)
 		failOnError(t, err)
 		out[node] = map[string]int{}
 		for line := range strings.Lines(body) {

@@ -224,8 +224,11 @@ func checkNoAccessToSecrets(ctx context.Context, t *testing.T, s *cluster.Cluste
 }
 
 // checkMetricsEndpoints fetches the metrics as Prometheus does: from each endpoint of the Services
-// that the ServiceMonitors select.
+// that the ServiceMonitors select, with the token of its service account. Others get no metrics.
 func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	failOnError(t, s.ApplyManifests(ctx, "apiVersion: v1\nkind: Namespace\nmetadata: {name: monitoring}\n---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: prometheus-k8s, namespace: monitoring}\n"))
+	token := strings.TrimSpace(runKubectl(ctx, t, s, "", "create", "token", "prometheus-k8s", "-n", "monitoring"))
+	tenants := strings.TrimSpace(runKubectl(ctx, t, s, "", "create", "token", "default", "-n", "default"))
 	for component, port := range map[string]string{"controller": "7472", "speaker": "7473"} {
 		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "get", "servicemonitor", "gantry-"+component)
 		// The EndpointSlices follow the Pods.
@@ -237,9 +240,12 @@ func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster
 			}
 			endpoints, loaded := strings.Fields(out), 0
 			for _, e := range endpoints {
-				text, err := s.FetchURLFromHost(ctx, "client", "http://"+e+":"+port+"/metrics")
+				text, err := s.FetchMetrics(ctx, "client", e+":"+port, token)
 				if err != nil {
 					return err
+				}
+				if _, err := s.FetchMetrics(ctx, "client", e+":"+port, tenants); err == nil || !strings.Contains(err.Error(), "403") {
+					return fmt.Errorf("a tenant gets the metrics of %s, or another error than 403: %v", e, err)
 				}
 				if strings.Contains(text, "\nmetallb_k8s_client_config_loaded_bool 1\n") {
 					loaded++

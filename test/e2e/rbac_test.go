@@ -172,7 +172,9 @@ func readGrantedRights(t *testing.T) []serviceAccountRequest {
 		var b rbacv1.RoleBinding
 		failOnError(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &b))
 		for _, r := range rules[b.RoleRef.Kind+b.RoleRef.Name] {
-			out = append(out, actionsGrantedByRule(r, b.Subjects[0].Name, b.Kind == "RoleBinding")...)
+			for _, subject := range b.Subjects {
+				out = append(out, actionsGrantedByRule(r, subject.Name, b.Kind == "RoleBinding")...)
+			}
 		}
 	}
 	if len(out) == 0 {

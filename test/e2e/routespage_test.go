@@ -35,7 +35,7 @@ func (b *bgpTestCluster) testRoutesPageThroughPortForward(ctx context.Context, t
 	}()
 	pod, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "pods", "-l", "app.kubernetes.io/component=speaker", "--field-selector", "spec.nodeName=node1", "-o", "name")
 	failOnError(t, err)
-	address := b.startPortForward(ctx, t, strings.TrimSpace(pod), "7474")
+	address := b.startPortForward(ctx, t, strings.TrimSpace(pod), "7475")
 	failOnError(t, cluster.AwaitNoError(ctx, "the page of node1", func(ctx context.Context) error {
 		page, err := readRoutesPage(ctx, "http://"+address+"/bgp/routes")
 		if err != nil {

@@ -63,6 +63,20 @@ func RenderKustomizeInNamespace(ctx context.Context, dir, overlay, namespace str
 	return runProgram(ctx, "", "kustomize", "build", dir)
 }
 
+// RenderKustomizeWithComponent returns the manifests of config/<overlay> with a component of
+// config/components, by an overlay that dir, an empty directory, gets.
+func RenderKustomizeWithComponent(ctx context.Context, dir, overlay, component string) (string, error) {
+	config, err := filepath.Rel(dir, filepath.Join(RepositoryRoot(), "config"))
+	if err != nil {
+		return "", err
+	}
+	text := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [" + filepath.Join(config, overlay) + "]\ncomponents: [" + filepath.Join(config, "components", component) + "]\n"
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		return "", err
+	}
+	return runProgram(ctx, "", "kustomize", "build", dir)
+}
+
 // RenderHelm returns the manifests of the chart for a release named gantry in the namespace. values
 // is YAML.
 func RenderHelm(ctx context.Context, namespace, values string, args ...string) (string, error) {

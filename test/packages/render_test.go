@@ -114,6 +114,47 @@ func TestHelmChartRendersSameAsKustomize(t *testing.T) {
 	}
 }
 
+// What a component of config adds or takes away by choice, a value of the chart does too.
+func TestHelmValuesDoTheSameAsComponents(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	for component, values := range map[string]string{
+		"plain-metrics": "{metrics: {protocol: http}, prometheus: {enabled: true}}", "network-policies": "{networkPolicies: {enabled: true}, prometheus: {enabled: true}}",
+	} {
+		text, err := RenderKustomizeWithComponent(t.Context(), t.TempDir(), "prometheus", component)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := indexObjectsByName(t, text)
+		delete(want, "v1 Namespace  metallb-system")
+		text, err = RenderHelm(t.Context(), "metallb-system", values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := indexObjectsByName(t, text)
+		for _, o := range got {
+			unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy")
+		}
+		if diff := gocmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: kustomize (-) and Helm (+) differ:\n%s", component, diff)
+		}
+	}
+}
+
+// The default filter of system calls of the container runtime applies to both programs.
+func TestProgramsRunWithTheDefaultSeccompProfile(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	text, err := RenderKustomize(t.Context(), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := indexObjectsByName(t, text)
+	for _, name := range []string{"apps/v1 Deployment metallb-system gantry-controller", "apps/v1 DaemonSet metallb-system gantry-speaker"} {
+		if got, _, _ := unstructured.NestedString(objects[name], "spec", "template", "spec", "securityContext", "seccompProfile", "type"); got != "RuntimeDefault" {
+			t.Errorf("%s has the seccomp profile %q, want RuntimeDefault", name, got)
+		}
+	}
+}
+
 func TestHelmChartRendersIntoReleaseNamespace(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	text, err := RenderHelm(t.Context(), "elsewhere", "{webhook: {enabled: true}, prometheus: {enabled: true}}")
@@ -176,39 +217,42 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	tested := slices.Concat(slices.Collect(maps.Keys(valuesWithRenderedText)), slices.Collect(maps.Keys(valuesThatRemoveText)))
 	for values, want := range map[string]string{
-		`image: {repository: registry.example/gantry, tag: v9}`:       `image: "registry.example/gantry:v9"`,
-		`image: {digest: "sha256:` + strings.Repeat("ab", 32) + `"}`:  `image: "gantry-lb/gantry@sha256:abab`,
-		`image: {pullPolicy: Never}`:                                  `imagePullPolicy: Never`,
-		`imagePullSecrets: [{name: registry}]`:                        "imagePullSecrets:\n      - name: registry",
-		`loadBalancerClass: example.com/gantry`:                       `{name: GANTRY_LOAD_BALANCER_CLASS, value: "example.com/gantry"}`,
-		`logLevel: debug`:                                             `{name: GANTRY_LOG_LEVEL, value: debug}`,
-		`controller: {replicas: 3}`:                                   `replicas: 3`,
-		`controller: {priorityClassName: high}`:                       `priorityClassName: high`,
-		`controller: {resources: {limits: {memory: 1Gi}}}`:            `memory: 1Gi`,
-		`controller: {nodeSelector: {role: infra}}`:                   `role: infra`,
-		`controller: {tolerations: [{key: infra, operator: Exists}]}`: `key: infra`,
-		`controller: {affinity: {nodeAffinity: {}}}`:                  `nodeAffinity: {}`,
-		`controller: {podAnnotations: {a.example/b: c}}`:              `a.example/b: c`,
-		`controller: {podLabels: {team: net}}`:                        `team: net`,
-		`speaker: {priorityClassName: high}`:                          `priorityClassName: high`,
-		`speaker: {resources: {limits: {memory: 1Gi}}}`:               `memory: 1Gi`,
-		`speaker: {nodeSelector: {role: edge}}`:                       `role: edge`,
-		`speaker: {tolerations: [{key: edge, operator: Exists}]}`:     `key: edge`,
-		`speaker: {podAnnotations: {a.example/b: c}}`:                 `a.example/b: c`,
-		`speaker: {podLabels: {team: net}}`:                           `team: net`,
-		`speaker: {gossip: {port: 7947}}`:                             `{name: GANTRY_GOSSIP_BIND_PORT, value: "7947"}`,
-		`speaker: {layer2: {refreshInterval: 2m}}`:                    `{name: GANTRY_LAYER2_REFRESH_INTERVAL, value: "2m"}`,
-		`speaker: {ignoreExcludeLB: true}`:                            `{name: GANTRY_IGNORE_EXCLUDE_LB, value: "true"}`,
-		`speaker: {kubeProxy: {healthAddress: ""}}`:                   `{name: GANTRY_KUBE_PROXY_HEALTH_ADDRESS, value: ""}`,
-		`speaker: {kubeProxy: {silenceTimeout: 1m}}`:                  `{name: GANTRY_KUBE_PROXY_SILENCE_TIMEOUT, value: "1m"}`,
-		`speaker: {silentKubelet: Leave}`:                             `{name: GANTRY_SILENT_KUBELET, value: Leave}`,
-		`controller: {gossipKeyRotationInterval: 720h}`:               `{name: GANTRY_GOSSIP_KEY_ROTATION_INTERVAL, value: "720h"}`,
-		`speaker: {layer2: {answerPing: true}}`:                       `{name: GANTRY_LAYER2_ANSWER_PING, value: "true"}`,
-		`speaker: {continuity: {aroundDeadNodes: true}}`:              `{name: GANTRY_AROUND_DEAD_NODES, value: "true"}`,
-		`otherConfigurationNamespaces: [second, third]`:               `namespaces: second,third`,
-		`webhook: {enabled: true, failurePolicy: Ignore}`:             `failurePolicy: Ignore`,
-		`prometheus: {enabled: true, interval: 17s}`:                  `interval: 17s`,
-		`prometheus: {enabled: true, labels: {release: prom}}`:        `release: prom`,
+		`image: {repository: registry.example/gantry, tag: v9}`:         `image: "registry.example/gantry:v9"`,
+		`image: {digest: "sha256:` + strings.Repeat("ab", 32) + `"}`:    `image: "gantry-lb/gantry@sha256:abab`,
+		`image: {pullPolicy: Never}`:                                    `imagePullPolicy: Never`,
+		`imagePullSecrets: [{name: registry}]`:                          "imagePullSecrets:\n      - name: registry",
+		`loadBalancerClass: example.com/gantry`:                         `{name: GANTRY_LOAD_BALANCER_CLASS, value: "example.com/gantry"}`,
+		`logLevel: debug`:                                               `{name: GANTRY_LOG_LEVEL, value: debug}`,
+		`controller: {replicas: 3}`:                                     `replicas: 3`,
+		`controller: {priorityClassName: high}`:                         `priorityClassName: high`,
+		`controller: {resources: {limits: {memory: 1Gi}}}`:              `memory: 1Gi`,
+		`controller: {nodeSelector: {role: infra}}`:                     `role: infra`,
+		`controller: {tolerations: [{key: infra, operator: Exists}]}`:   `key: infra`,
+		`controller: {affinity: {nodeAffinity: {}}}`:                    `nodeAffinity: {}`,
+		`controller: {podAnnotations: {a.example/b: c}}`:                `a.example/b: c`,
+		`controller: {podLabels: {team: net}}`:                          `team: net`,
+		`speaker: {priorityClassName: high}`:                            `priorityClassName: high`,
+		`speaker: {resources: {limits: {memory: 1Gi}}}`:                 `memory: 1Gi`,
+		`speaker: {nodeSelector: {role: edge}}`:                         `role: edge`,
+		`speaker: {tolerations: [{key: edge, operator: Exists}]}`:       `key: edge`,
+		`speaker: {podAnnotations: {a.example/b: c}}`:                   `a.example/b: c`,
+		`speaker: {podLabels: {team: net}}`:                             `team: net`,
+		`speaker: {gossip: {port: 7947}}`:                               `{name: GANTRY_GOSSIP_BIND_PORT, value: "7947"}`,
+		`speaker: {layer2: {refreshInterval: 2m}}`:                      `{name: GANTRY_LAYER2_REFRESH_INTERVAL, value: "2m"}`,
+		`speaker: {ignoreExcludeLB: true}`:                              `{name: GANTRY_IGNORE_EXCLUDE_LB, value: "true"}`,
+		`speaker: {kubeProxy: {healthAddress: ""}}`:                     `{name: GANTRY_KUBE_PROXY_HEALTH_ADDRESS, value: ""}`,
+		`speaker: {kubeProxy: {silenceTimeout: 1m}}`:                    `{name: GANTRY_KUBE_PROXY_SILENCE_TIMEOUT, value: "1m"}`,
+		`speaker: {silentKubelet: Leave}`:                               `{name: GANTRY_SILENT_KUBELET, value: Leave}`,
+		`controller: {gossipKeyRotationInterval: 720h}`:                 `{name: GANTRY_GOSSIP_KEY_ROTATION_INTERVAL, value: "720h"}`,
+		`speaker: {layer2: {answerPing: true}}`:                         `{name: GANTRY_LAYER2_ANSWER_PING, value: "true"}`,
+		`speaker: {continuity: {aroundDeadNodes: true}}`:                `{name: GANTRY_AROUND_DEAD_NODES, value: "true"}`,
+		`metrics: {protocol: http}`:                                     `{name: GANTRY_METRICS_PROTOCOL, value: http}`,
+		`networkPolicies: {enabled: true}`:                              `kind: NetworkPolicy`,
+		`prometheus: {enabled: true, rbac: {serviceAccountName: prom}}`: "name: prom\n  namespace: monitoring",
+		`otherConfigurationNamespaces: [second, third]`:                 `namespaces: second,third`,
+		`webhook: {enabled: true, failurePolicy: Ignore}`:               `failurePolicy: Ignore`,
+		`prometheus: {enabled: true, interval: 17s}`:                    `interval: 17s`,
+		`prometheus: {enabled: true, labels: {release: prom}}`:          `release: prom`,
 	} {
 		text, err := RenderHelm(t.Context(), "metallb-system", values)
 		if err != nil {
@@ -224,6 +268,7 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 		`rbac: {create: false}`:                                             "kind: Role",
 		`{rbac: {create: false}, webhook: {enabled: true}}`:                 "kind: ClusterRole",
 		`prometheus: {enabled: true, rules: {enabled: false}}`:              "kind: PrometheusRule",
+		`{metrics: {protocol: http}, prometheus: {enabled: true}}`:          "gantry-metrics-reader",
 		`controller: {affinity: {nodeAffinity: {}}}`:                        "podAntiAffinity",
 		`{controller: {resources: null}, speaker: {resources: null}}`:       "memory: 64Mi",
 		`{controller: {nodeSelector: null}, speaker: {nodeSelector: null}}`: "kubernetes.io/os: linux",
@@ -255,6 +300,7 @@ func TestInvalidHelmValuesAreRefused(t *testing.T) {
 		`speaker: {tolerations: [{operator: exists}]}`: {"/speaker/tolerations/0/operator", "'Exists'"},
 		`image: gantry-lb/gantry:v1`:                   {"/image", "want object"},
 		`image: {digest: abc}`:                         {"/image/digest", "sha256"},
+		`metrics: {protocol: tls}`:                     {"/metrics/protocol", "'https'"},
 		`prometheus: {interval: often}`:                {"/prometheus/interval", "pattern"},
 		`speaker: {resources: {request: {cpu: 1}}}`:    {"/speaker/resources", "request", "not allowed"},
 		`speaker: {nodeSelector: {zone: 1}}`:           {"/speaker/nodeSelector/zone", "want string"},

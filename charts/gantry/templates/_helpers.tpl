@@ -37,7 +37,7 @@ annotations:
 {{- $root := index . 0 }}{{ $component := index . 1 }}{{ $values := index $root.Values $component -}}
 {{- $annotations := merge (dict) $values.podAnnotations -}}
 {{- if $root.Values.prometheus.scrapeAnnotations -}}
-{{- $annotations = merge $annotations (dict "prometheus.io/scrape" "true" "prometheus.io/port" (toString $values.ports.metrics)) -}}
+{{- $annotations = merge $annotations (dict "prometheus.io/scrape" "true" "prometheus.io/port" (toString $values.ports.metrics) "prometheus.io/scheme" $root.Values.metrics.protocol) -}}
 {{- end -}}
 {{- include "gantry.metadata" (dict "component" $component "labels" $values.podLabels "annotations" $annotations) }}
 {{- end -}}
@@ -80,5 +80,8 @@ annotations:
 {{- end }}
 {{- if not $root.Values.bgp.enabled }}
 - {name: GANTRY_BGP, value: disabled}
+{{- end }}
+{{- if ne $root.Values.metrics.protocol "https" }}
+- {name: GANTRY_METRICS_PROTOCOL, value: {{ $root.Values.metrics.protocol }}}
 {{- end }}
 {{- end -}}

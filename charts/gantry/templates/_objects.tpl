@@ -7,7 +7,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- range regexSplit "(?m)^---$" (toString $text) -1 }}
 {{- $o := dict "root" $.root "object" (fromYaml .) }}
 {{- if include "gantry.isWanted" $o }}
-{{- range list "namespace" "names" "labels" "webhook" "monitoring" }}
+{{- range list "namespace" "names" "labels" "webhook" "monitoring" "networkPolicy" }}
 {{- $_ := include (printf "gantry.change.%s" .) $o }}
 {{- end }}
 ---
@@ -102,6 +102,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- if eq .kind "ServiceMonitor" }}
 {{- with $values.jobLabel }}{{ $_ := set $.object.spec "jobLabel" . }}{{ end }}
 {{- range $endpoint := .spec.endpoints }}
+{{- $_ := include "gantry.change.endpointAccess" (dict "root" $.root "endpoint" $endpoint) }}
 {{- range $field := list "interval" "scrapeTimeout" "relabelings" "metricRelabelings" }}
 {{- with index $values $field }}{{ $_ := set $endpoint $field . }}{{ end }}
 {{- end }}
@@ -111,6 +112,8 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- $_ := set .spec "podMetricsEndpoints" .spec.endpoints }}
 {{- $_ := unset .spec "endpoints" }}
 {{- end }}
+{{- else if hasSuffix "-metrics-reader" (.roleRef | default dict).name }}
+{{- $_ := set . "subjects" (list (dict "kind" "ServiceAccount" "name" $values.rbac.serviceAccountName "namespace" $values.rbac.serviceAccountNamespace)) }}
 {{- else if eq .kind "PrometheusRule" }}
 {{- $_ := include "gantry.change.alerts" (dict "values" $values.rules "groups" .spec.groups) }}
 {{- else if eq .kind "Service" }}
@@ -119,6 +122,30 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* How Prometheus shows who it is. A PodMonitor cannot name the file with the token of Prometheus. */}}
+{{- define "gantry.change.endpointAccess" -}}
+{{- $values := .root.Values.prometheus }}
+{{- with .endpoint }}
+{{- if eq $.root.Values.metrics.protocol "http" }}
+{{- range list "scheme" "tlsConfig" "bearerTokenFile" }}{{ $_ := unset $.endpoint . }}{{ end }}
+{{- else if $values.tokenSecret }}
+{{- $_ := unset . "bearerTokenFile" }}
+{{- $_ := set . "authorization" (dict "credentials" (dict "name" $values.tokenSecret "key" "token")) }}
+{{- else if $values.podMonitors }}
+{{- fail "prometheus.podMonitors: set prometheus.tokenSecret too, or metrics.protocol to http: a PodMonitor cannot send the token of Prometheus itself" }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The ports of the controller in its NetworkPolicy. */}}
+{{- define "gantry.change.networkPolicy" -}}
+{{- $ports := list }}
+{{- range $port := values .root.Values.controller.ports | sortAlpha }}
+{{- if ne $port "0" }}{{ $ports = append $ports (dict "protocol" "TCP" "port" (int $port)) }}{{ end }}
+{{- end }}
+{{- if eq .object.kind "NetworkPolicy" }}{{ $_ := set .object.spec "ingress" (list (dict "ports" $ports)) }}{{ end }}
 {{- end -}}
 
 {{/* Alerts that differ from config/components/prometheus/rules.yaml. */}}

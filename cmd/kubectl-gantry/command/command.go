@@ -110,14 +110,14 @@ func (p *program) newExplainer() (*explain.Explainer, error) {
 	o := explain.ExplainerOptions{ObjectReader: objects.NewReader(c.api, explain.LabelsFuncByIndex), GantryNamespace: p.gantryNamespace, Now: c.clock.now, FastestAPIAnswerDelay: c.clock.shortestResponseDelay, ShowProgress: p.showProgress}
 	if p.readsFromSpeakers {
 		o.FetchSpeakerPage = func(ctx context.Context, pod, path string) ([]byte, error) {
-			return portforward.FetchPodPage(ctx, c.restConfig, portforward.PodPageLocation{Namespace: p.gantryNamespace, Pod: pod, Port: speakerHTTPPort, Path: path})
+			return portforward.FetchPodPage(ctx, c.restConfig, portforward.PodPageLocation{Namespace: p.gantryNamespace, Pod: pod, Port: speakerRoutesPort, Path: path})
 		}
 	}
 	return explain.NewExplainer(o), nil
 }
 
-// speakerHTTPPort is the port of a speaker with its health checks and its routes.
-const speakerHTTPPort = 7474
+// speakerRoutesPort is the port of a speaker with the page of its routes.
+const speakerRoutesPort = 7475
 
 // printAnswerOnceOrWatch answers once, or with --watch until ctx ends: each time with new objects.
 // With --watch, an error is one of the answers: the API server may return.
