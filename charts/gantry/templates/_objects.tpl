@@ -112,7 +112,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- $_ := set .spec "podMetricsEndpoints" .spec.endpoints }}
 {{- $_ := unset .spec "endpoints" }}
 {{- end }}
-{{- else if hasSuffix "-metrics-reader" (.roleRef | default dict).name }}
+{{- else if hasSuffix "-metrics-reader" (toString (.roleRef | default dict).name) }}
 {{- $_ := set . "subjects" (list (dict "kind" "ServiceAccount" "name" $values.rbac.serviceAccountName "namespace" $values.rbac.serviceAccountNamespace)) }}
 {{- else if eq .kind "PrometheusRule" }}
 {{- $_ := include "gantry.change.alerts" (dict "values" $values.rules "groups" .spec.groups) }}

@@ -36,6 +36,8 @@ type containerProcessSpec struct {
 	DropsAllOtherCapabilities bool
 	KeptCapabilities          []uintptr
 	NoNewPrivileges           bool
+	// HasDefaultSeccompProfile denies the system calls that container runtimes deny by default.
+	HasDefaultSeccompProfile bool
 }
 
 // capabilityNumbers are the numbers (linux/capability.h) of the capabilities that manifests of
@@ -74,6 +76,7 @@ func (r *podContainer) buildProcessSpec() (containerProcessSpec, error) {
 	podContext, containerContext := r.pod.firstObject.Spec.SecurityContext, r.containerManifest.SecurityContext
 	if podContext != nil {
 		s.setUserAndGroup(podContext.RunAsUser, podContext.RunAsGroup)
+		s.HasDefaultSeccompProfile = podContext.SeccompProfile != nil && podContext.SeccompProfile.Type == corev1.SeccompProfileTypeRuntimeDefault
 	}
 	if containerContext != nil {
 		s.setUserAndGroup(containerContext.RunAsUser, containerContext.RunAsGroup)
@@ -219,6 +222,9 @@ func (s *containerProcessSpec) dropPrivileges() error {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return fmt.Errorf("forbidding new privileges: %w", err)
 		}
+	}
+	if s.HasDefaultSeccompProfile {
+		return applyDefaultSeccompProfile()
 	}
 	return nil
 }
