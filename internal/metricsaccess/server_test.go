@@ -114,7 +114,8 @@ func TestMetricsByHTTPSAskARealAPIServer(t *testing.T) {
 	}
 	address := h.serveMetrics(speaker, option.MetricsProtocolHTTPS)
 	h.awaitStatus("https://"+address+metricsPath, prometheus, http.StatusOK)
-	h.awaitStatus("https://"+address+metricsPath, config.BearerToken, http.StatusOK) // the administrator
+	administrator := config.BearerToken
+	h.awaitStatus("https://"+address+metricsPath, administrator, http.StatusOK)
 	h.awaitStatus("https://"+address+metricsPath, tenant, http.StatusForbidden)
 	h.awaitStatus("https://"+address+metricsPath, "forged", http.StatusUnauthorized)
 	h.awaitStatus("https://"+address+metricsPath, "", http.StatusUnauthorized)
