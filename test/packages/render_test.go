@@ -249,6 +249,7 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 		`metrics: {protocol: http}`:                                     `{name: GANTRY_METRICS_PROTOCOL, value: http}`,
 		`networkPolicies: {enabled: true}`:                              `kind: NetworkPolicy`,
 		`prometheus: {enabled: true, rbac: {serviceAccountName: prom}}`: "name: prom\n  namespace: monitoring",
+		`speaker: {ports: {routes: 0}}`:                                 `{name: GANTRY_ROUTES_BIND_ADDRESS, value: "0"}`,
 		`otherConfigurationNamespaces: [second, third]`:                 `namespaces: second,third`,
 		`webhook: {enabled: true, failurePolicy: Ignore}`:               `failurePolicy: Ignore`,
 		`prometheus: {enabled: true, interval: 17s}`:                    `interval: 17s`,
