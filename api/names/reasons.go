@@ -32,6 +32,8 @@ const (
 	ReasonTrafficPolicyConflict Reason = "TrafficPolicyConflict"
 	// ReasonQuotaExceeded: the namespace holds as many addresses of the pool as its quota allows.
 	ReasonQuotaExceeded Reason = "QuotaExceeded"
+	// ReasonServiceLimitReached: the Service asks for more addresses than the pool gives to one.
+	ReasonServiceLimitReached Reason = "ServiceLimitReached"
 	// ReasonAddressReserved: an AddressReservation keeps the address for another Service.
 	ReasonAddressReserved Reason = "AddressReserved"
 	// ReasonReserved: an AddressReservation keeps its addresses for its Service.

@@ -34,7 +34,7 @@ func testInvalidPoolExtensionsAreRefused(t *testing.T, c client.Client) {
 	}{
 		"nothing": {},
 		"everything": {in: v1beta1.PoolExtension{
-			Exclude: []string{"192.0.2.0/30", "192.0.2.9 - 192.0.2.12", "192.0.2.255"}, Order: "Hash", Cooldown: duration(5 * time.Minute),
+			Exclude: []string{"192.0.2.0/30", "192.0.2.9 - 192.0.2.12", "192.0.2.255"}, Order: "Hash", Cooldown: duration(5 * time.Minute), MaxPerService: 16, Sharing: "Namespace",
 			Quota:  &v1beta1.PoolQuota{PerNamespace: &ten, Namespaces: []v1beta1.NamespaceQuota{{Namespace: "a", Addresses: 0}}},
 			Probe:  &v1beta1.PoolAcquireProbe{Quarantine: duration(time.Hour)},
 			Retire: &v1beta1.PoolRetirement{Addresses: []string{"192.0.2.16/28", "192.0.2.40-192.0.2.50"}, ServicesPerMinute: 10},
@@ -46,6 +46,8 @@ func testInvalidPoolExtensionsAreRefused(t *testing.T, c client.Client) {
 		"a quarantine of no time":   {in: v1beta1.PoolExtension{Probe: &v1beta1.PoolAcquireProbe{Quarantine: duration(0)}}, want: []string{"quarantine is between 1s and 8760h"}},
 		"a list that is too long":   {in: v1beta1.PoolExtension{Exclude: append(many, "192.0.2.1")}, want: []string{"spec.gantry.exclude", "1024"}},
 		"an exclusion that is none": {in: v1beta1.PoolExtension{Exclude: []string{"gateway"}}, want: []string{"'gateway' is no CIDR"}},
+		"too many for a Service":    {in: v1beta1.PoolExtension{MaxPerService: 17}, want: []string{"spec.gantry.maxPerService"}},
+		"another kind of sharing":   {in: v1beta1.PoolExtension{Sharing: "Node"}, want: []string{"spec.gantry.sharing", "Namespace"}},
 		"another order":             {in: v1beta1.PoolExtension{Order: "Random"}, want: []string{"spec.gantry.order", "RoundRobin"}},
 		"a cool-down below zero":    {in: v1beta1.PoolExtension{Cooldown: duration(-time.Second)}, want: []string{"cooldown is between 0s and 8760h"}},
 		"a quota below zero":        {in: v1beta1.PoolExtension{Quota: &v1beta1.PoolQuota{PerNamespace: &less}}, want: []string{"spec.gantry.quota.perNamespace"}},

@@ -30,10 +30,26 @@ type PoolExtension struct {
 	// +optional
 	Cooldown *metav1.Duration `json:"cooldown,omitempty"`
 
-	// Quota limits how many addresses of the pool the Services of one namespace may hold, requested
-	// ones included. Default: no limit.
+	// Quota limits how many addresses of the pool the Services of one namespace may hold. Requested
+	// addresses count, and so do those that nobody else may get because of the namespace: they cool
+	// down, or are being probed. Default: no limit.
 	// +optional
 	Quota *PoolQuota `json:"quota,omitempty"`
+
+	// MaxPerService is how many addresses of each family a Service may have when this pool gives it
+	// one more; the annotation gantry.dev/address-count of the Service asks for them. Default: 1.
+	// Example: 2.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=16
+	// +optional
+	MaxPerService int32 `json:"maxPerService,omitempty"`
+
+	// Sharing says which Services may share an address of the pool, if their sharing keys and ports
+	// allow it. Cluster: those of all namespaces. Namespace: only those of one namespace; Services
+	// of several namespaces that share one already keep it. Default: Cluster. Example: Namespace.
+	// +kubebuilder:validation:Enum=Cluster;Namespace
+	// +optional
+	Sharing string `json:"sharing,omitempty"`
 
 	// Probe makes a speaker check by ARP or Neighbor Solicitation whether a host uses an address
 	// already, before a new Service gets it. If a host answers, the address goes into quarantine

@@ -24,10 +24,11 @@ func parseAddresses(texts ...string) []netip.Addr {
 	return out
 }
 
-// newPool returns an unrestricted pool with these entries.
+// newPool returns an unrestricted pool with these entries, which gives a Service as many addresses
+// as it asks for.
 func newPool(t testing.TB, name string, entries ...string) *snapshot.Pool {
 	t.Helper()
-	p := &snapshot.Pool{Name: name, AutoAssign: true}
+	p := &snapshot.Pool{Name: name, AutoAssign: true, MaxAddressesPerService: 16}
 	for _, e := range entries {
 		r, err := snapshot.ParseRange(e)
 		if err != nil {

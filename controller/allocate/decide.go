@@ -53,8 +53,9 @@ type decider struct {
 	addressesWithoutReplacement []netip.Addr
 	// exhaustedPools had no free address, exhaustedFamilyPools are their families without one. In
 	// overQuotaPools the namespace has reached its quota.
-	exhaustedPools, overQuotaPools []*poolEntry
-	exhaustedFamilyPools           []*familyPool
+	// fullPerServicePools give the Service no further address, because it has enough.
+	exhaustedPools, overQuotaPools, fullPerServicePools []*poolEntry
+	exhaustedFamilyPools                                []*familyPool
 	// candidates are the pools that may give an address, in their order: the restricted and the
 	// unrestricted ones.
 	candidates [2][]*poolEntry

@@ -88,7 +88,7 @@ func equalDecisions(a, b Decision) bool {
 func (w *ledgerHarness) carryOutDecision(s *view.Service, d Decision) {
 	w.Helper()
 	if len(d.AddressesToProbe) > 0 {
-		w.ledger.WithholdAddressesUntilProbed(s.Key, d.AddressesToProbe)
+		w.ledger.WithholdAddressesUntilProbed(s, d.AddressesToProbe)
 	} else {
 		w.ledger.CommitOldAndNewAddresses(s, d)
 	}

@@ -79,6 +79,8 @@ type Ledger struct {
 	reservationKeepingReleasedByService map[view.ObjectKey]*snapshot.Reservation
 
 	currentPoolIndex *poolIndex
+	// tellsNamesOfAllNamespaces: see TellNamesOfAllNamespaces.
+	tellsNamesOfAllNamespaces bool
 }
 
 // NewLedger returns an empty Ledger.

@@ -170,8 +170,12 @@ func (d *decider) pickAddressWithheldForService(f ipfamily.Family, named bool) b
 		if src == nil || !poolAdmits(src.pool, d.service) || named && src.pool.Name != d.service.RequestedPool {
 			continue
 		}
-		conflict := d.ledger.explainSharingConflict(a, d.service.Key, d.sharing)
+		conflict := d.ledger.explainNewSharingConflict(a, d.service.Key, d.sharing)
 		if _, blocked := d.ledger.entryWithholdingAddress(a, d.service.Key); blocked || conflict.IsSet() {
+			continue
+		}
+		if d.countDecidedOfFamily(f) >= src.pool.LimitPerService() {
+			d.fullPerServicePools = append(d.fullPerServicePools, src)
 			continue
 		}
 		if !d.isWithinQuota(src.forFamily(f), a) {
@@ -198,7 +202,8 @@ func (d *decider) isPickedKeptOrToBeReleased(a address) bool {
 }
 
 // isWithinQuota says whether the namespace may have the address. The zero address stands for one
-// that no Service of the namespace holds.
+// that no Service of the namespace holds. An address that is withheld because of the namespace
+// counts already.
 func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 	if st.heldCountByNamespace == nil {
 		return true
@@ -208,9 +213,12 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 	if a != (address{}) && d.ledger.firstHolderInNamespace(ns, d.ledger.holderTable.recordIDsHoldingAddress(a, &room)) >= 0 {
 		return true
 	}
-	n := 1
+	n := 0
+	if !d.ledger.isWithheldBecauseOfNamespace(a, ns) {
+		n++
+	}
 	for _, p := range d.pickedAddresses {
-		if p.poolEntry.forFamily(p.address.family()) == st {
+		if p.poolEntry.forFamily(p.address.family()) == st && !d.ledger.isWithheldBecauseOfNamespace(p.address, ns) {
 			n++
 		}
 	}
@@ -220,6 +228,10 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 // pickSharedOrFreeAddressFromPool picks an address of the family from the pool: one that the
 // Service may share, or a free one, as the pool's order says.
 func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Family) bool {
+	if d.countDecidedOfFamily(f) >= src.pool.LimitPerService() {
+		d.fullPerServicePools = append(d.fullPerServicePools, src)
+		return false
+	}
 	st := src.forFamily(f)
 	free, ok := d.nextFreePositionUnusedByDecision(st)
 	for at := range d.shareablePositions(st) {

@@ -22,8 +22,10 @@ type familyPool struct {
 	heldAddressCount int64
 	// nextRoundRobinPosition is the position where OrderRoundRobin continues.
 	nextRoundRobinPosition uint64
-	// heldCountByNamespace counts the addresses that each namespace holds; nil without a Quota.
-	heldCountByNamespace         map[string]int
+	// heldCountByNamespace counts the addresses that each namespace holds, withheldCountByNamespace
+	// those that are withheld because of it; nil without a Quota.
+	heldCountByNamespace, withheldCountByNamespace map[string]int
+
 	sharedPositionsByRequirement map[requirementsToShare]*sharedPositionsOfGroup
 	// podSelectorsBySharingKey lists the selectors with which a key is in that map, sorted.
 	podSelectorsBySharingKey map[string][]string
@@ -33,7 +35,7 @@ func newFamilyPool(p *snapshot.Pool, f ipfamily.Family) *familyPool {
 	s := &familyPool{pool: p, family: f, assignableNumbering: newAddressNumbering(p, f), sharedPositionsByRequirement: map[requirementsToShare]*sharedPositionsOfGroup{}, podSelectorsBySharingKey: map[string][]string{}}
 	s.takenPositionTree = newTakenPositionTree(s.assignableNumbering.positionCount)
 	if p.Quota != nil {
-		s.heldCountByNamespace = map[string]int{}
+		s.heldCountByNamespace, s.withheldCountByNamespace = map[string]int{}, map[string]int{}
 	}
 	return s
 }
@@ -53,7 +55,18 @@ func isWholePoolRetired(p *snapshot.Pool) bool {
 // hasQuotaFor says whether the namespace may hold n more addresses.
 func (s *familyPool) hasQuotaFor(namespace string, n int) bool {
 	limit, ok := s.pool.Quota.LimitForNamespace(namespace)
-	return !ok || s.heldCountByNamespace[namespace]+n <= limit
+	return !ok || s.heldCountByNamespace[namespace]+s.withheldCountByNamespace[namespace]+n <= limit
+}
+
+// countWithheldEntry adds n to the count of the namespace that caused the entry.
+func (s *familyPool) countWithheldEntry(w WithheldAddress, n int) {
+	namespace, ok := w.namespaceThatCausedIt()
+	if s.withheldCountByNamespace == nil || !ok {
+		return
+	}
+	if s.withheldCountByNamespace[namespace] += n; s.withheldCountByNamespace[namespace] == 0 {
+		delete(s.withheldCountByNamespace, namespace)
+	}
 }
 
 // assignsLowestAddressFirst says whether the lowest address is given next, whether it is free or
@@ -242,8 +255,11 @@ func (m *poolIndex) shortNamespacePhraseForPools() string {
 
 // markHeldAndWithheldTaken enters the held and the withheld addresses into new familyPools.
 func (l *Ledger) markHeldAndWithheldTaken(fresh map[*familyPool]bool) {
-	for a := range l.withheldEntriesByAddress {
+	for a, entries := range l.withheldEntriesByAddress {
 		if st := l.currentPoolIndex.familyPoolCovering(a); fresh[st] {
+			for _, w := range entries {
+				st.countWithheldEntry(w, 1)
+			}
 			if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
 				st.takenPositionTree.markTaken(at)
 			}

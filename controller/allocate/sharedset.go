@@ -19,7 +19,17 @@ func (d *decider) shareablePositions(st *familyPool) iter.Seq[uint64] {
 	if d.sharing == nil {
 		return func(func(uint64) bool) {}
 	}
-	return st.sharedPositionsByRequirement[d.sharing.requirementsToShare].positionsWithFreePorts(d.sharing.ports)
+	all := st.sharedPositionsByRequirement[d.sharing.requirementsToShare].positionsWithFreePorts(d.sharing.ports)
+	if !st.pool.SharesOnlyWithinNamespace {
+		return all
+	}
+	return func(yield func(uint64) bool) {
+		for at := range all {
+			if !d.ledger.explainNewSharingConflict(st.assignableNumbering.addressAtPosition(at), d.service.Key, d.sharing).IsSet() && !yield(at) {
+				return
+			}
+		}
+	}
 }
 
 // pickBothAddressesOfOneHolder picks both addresses of one holder, the IPv4 address from this pool.
@@ -62,7 +72,7 @@ func (d *decider) pickAddressOfCoHolders(a address, f ipfamily.Family) bool {
 		switch {
 		case src == nil || !slices.Contains(d.candidates[0], src) && !slices.Contains(d.candidates[1], src):
 		case d.isPickedKeptOrToBeReleased(b) || !d.isWithinQuota(src.forFamily(f), b):
-		case !d.ledger.explainSharingConflict(b, d.service.Key, d.sharing).IsSet():
+		case !d.ledger.explainNewSharingConflict(b, d.service.Key, d.sharing).IsSet():
 			d.pickedAddresses = append(d.pickedAddresses, pickedAddress{b, src})
 			return true
 		}
@@ -163,7 +173,11 @@ func (d *decider) explainSharingObstacle() names.Explanation {
 	for _, st := range d.exhaustedFamilyPools {
 		for _, a := range st.almostShareableAddresses(d.sharing) {
 			for _, b := range append([]address{a}, d.addressesOfCoHolders(a, otherFamily(st.family))...) {
-				if c := d.ledger.explainSharingConflict(b, d.service.Key, d.sharing); c.IsSet() {
+				c := d.ledger.explainNewSharingConflict(b, d.service.Key, d.sharing)
+				if st.pool.SharesOnlyWithinNamespace && c.Reason == names.ReasonAddressInUse {
+					continue // whether another namespace has the same key is not told
+				}
+				if c.IsSet() {
 					return names.NewExplanation(c.Reason, "no address is free in the pools open to this Service (%s), and %s %s: add addresses, or %s",
 						joinPoolNames(d.exhaustedPools), b.toNetip(), c.Text, c.advice)
 				}

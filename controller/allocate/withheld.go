@@ -17,7 +17,8 @@ type WithheldAddress struct {
 	Address netip.Addr
 	// Reason is ReasonAddressReserved, ReasonCoolingDown, ReasonQuarantined or ReasonProbing.
 	Reason names.Reason
-	// ServiceThatMayHoldIt may have the address in spite of this, unless it is in quarantine.
+	// ServiceThatMayHoldIt may have the address in spite of this. If the address is in quarantine,
+	// it may not: it is then the Service that had requested exactly this address, or none.
 	ServiceThatMayHoldIt view.ObjectKey
 	// WithheldUntil is when the entry ends; zero means that only an explicit call ends it.
 	WithheldUntil time.Time
@@ -26,6 +27,23 @@ type WithheldAddress struct {
 	ReservationOrForeignHost string
 	// AcquireProbeFoundNoHost says that no host answered an acquire probe for the address.
 	AcquireProbeFoundNoHost bool
+	// WasRequested says that the Service has requested exactly this address, which is probed.
+	WasRequested bool
+}
+
+// namespaceThatCausedIt returns the namespace in whose quota the entry counts: a Service of it gave
+// the address up, waits for its probe, or requested it while a host used it.
+func (w WithheldAddress) namespaceThatCausedIt() (string, bool) {
+	return w.ServiceThatMayHoldIt.Namespace, w.Reason != names.ReasonAddressReserved && w.ServiceThatMayHoldIt.Namespace != ""
+}
+
+// isWithheldBecauseOfNamespace says whether the address counts in the quota of the namespace
+// although no Service holds it.
+func (l *Ledger) isWithheldBecauseOfNamespace(a address, namespace string) bool {
+	return slices.ContainsFunc(l.withheldEntriesByAddress[a], func(w WithheldAddress) bool {
+		causedBy, ok := w.namespaceThatCausedIt()
+		return ok && causedBy == namespace
+	})
 }
 
 // hasSameCause says whether two entries have the same cause, so that the newer one replaces the
@@ -148,6 +166,7 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 		l.addWithholdDeadline(withholdDeadline{w.WithheldUntil, a, w.Reason, w.ReservationOrForeignHost})
 	}
 	if st := l.currentPoolIndex.familyPoolCovering(a); st != nil {
+		st.countWithheldEntry(w, 1)
 		if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
 			st.takenPositionTree.markTaken(at)
 		}
@@ -159,10 +178,14 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bool) int {
 	before := len(l.withheldEntriesByAddress[a])
 	rest := l.withheldEntriesByAddress[a][:0]
+	st := l.currentPoolIndex.familyPoolCovering(a)
 	for _, w := range l.withheldEntriesByAddress[a] {
 		if !match(w) {
 			rest = append(rest, w)
 			continue
+		}
+		if st != nil {
+			st.countWithheldEntry(w, -1)
 		}
 		if w.Reason == names.ReasonProbing {
 			l.probingEntryCount--
@@ -175,7 +198,7 @@ func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bo
 				delete(l.reservedAddressesByReservation, w.ReservationOrForeignHost)
 			}
 		}
-		if i := slices.Index(l.withheldAddressesByService[w.ServiceThatMayHoldIt], a); i >= 0 {
+		if i := slices.Index(l.withheldAddressesByService[w.ServiceThatMayHoldIt], a); i >= 0 && w.Reason != names.ReasonQuarantined {
 			l.withheldAddressesByService[w.ServiceThatMayHoldIt] = slices.Delete(l.withheldAddressesByService[w.ServiceThatMayHoldIt], i, i+1)
 		}
 		if w.Reason != names.ReasonQuarantined && len(l.withheldAddressesByService[w.ServiceThatMayHoldIt]) == 0 {
@@ -214,7 +237,8 @@ func (l *Ledger) removeWithheldEntriesAndFreeAddress(a address, match func(Withh
 
 // WithholdAddressesUntilProbed withholds addresses for a Service until they are probed. They
 // replace those proposed to it before.
-func (l *Ledger) WithholdAddressesUntilProbed(k view.ObjectKey, addresses []netip.Addr) {
+func (l *Ledger) WithholdAddressesUntilProbed(s *view.Service, addresses []netip.Addr) {
+	k := s.Key
 	for _, a := range slices.Clone(l.withheldAddressesByService[k]) {
 		if !slices.Contains(addresses, a.toNetip()) {
 			l.removeWithheldEntriesAndFreeAddress(a, func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k })
@@ -222,7 +246,7 @@ func (l *Ledger) WithholdAddressesUntilProbed(k view.ObjectKey, addresses []neti
 	}
 	for _, a := range addresses {
 		if !slices.ContainsFunc(l.withheldEntriesByAddress[addressFromNetip(a)], func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k }) {
-			l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: k, Reason: names.ReasonProbing})
+			l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: k, Reason: names.ReasonProbing, WasRequested: slices.Contains(s.RequestedAddresses, a)})
 		}
 	}
 }
@@ -249,20 +273,27 @@ func (l *Ledger) RecordAcquireProbeFoundNoHost(a netip.Addr) {
 
 // QuarantineAddressAfterProbeAnswer records that a host uses a proposed address. The address goes
 // into quarantine, and the next decision chooses another one. If the pool does not probe any more,
-// the quarantine lasts an hour.
+// the quarantine lasts an hour. It counts in the quota of the Service that has requested this very
+// address: a Service to which the pool proposed it cannot help it.
 func (l *Ledger) QuarantineAddressAfterProbeAnswer(a netip.Addr, by string) {
+	var requestedBy view.ObjectKey
+	for _, w := range l.withheldEntriesByAddress[addressFromNetip(a)] {
+		if w.Reason == names.ReasonProbing && w.WasRequested {
+			requestedBy = w.ServiceThatMayHoldIt
+		}
+	}
 	l.removeWithheldEntriesAndFreeAddress(addressFromNetip(a), func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing })
 	d := time.Hour
 	if st := l.currentPoolIndex.familyPoolCovering(addressFromNetip(a)); st != nil && st.pool.AcquireProbe != nil {
 		d = st.pool.AcquireProbe.QuarantineDelay
 	}
-	l.WithholdAddress(WithheldAddress{Address: a, Reason: names.ReasonQuarantined, WithheldUntil: l.currentTime.Add(d), ReservationOrForeignHost: by})
+	l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: requestedBy, Reason: names.ReasonQuarantined, WithheldUntil: l.currentTime.Add(d), ReservationOrForeignHost: by})
 }
 
 // removeProbingEntriesOfService removes what is proposed to the Service.
 func (l *Ledger) removeProbingEntriesOfService(k view.ObjectKey) {
 	if len(l.withheldAddressesByService[k]) > 0 {
-		l.WithholdAddressesUntilProbed(k, nil)
+		l.WithholdAddressesUntilProbed(&view.Service{Key: k}, nil)
 	}
 }
 

@@ -181,7 +181,7 @@ func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d a
 	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
 	w.serviceAfter = withDecidedStatus(s, d, w.poolToRecord)
 	if len(d.AddressesToProbe) > 0 {
-		r.ledger.WithholdAddressesUntilProbed(v.Key, d.AddressesToProbe)
+		r.ledger.WithholdAddressesUntilProbed(v, d.AddressesToProbe)
 	}
 	if areStatusAndAnnotationsEqual(s, w.serviceAfter) {
 		if !r.mayWriteOfOtherControllerStillArrive(w) {

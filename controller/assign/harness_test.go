@@ -96,8 +96,9 @@ func (c *runningController) killAndWait(lands func() bool) {
 	c.stopAndWait()
 }
 
+// poolSpec returns a pool that gives a Service as many addresses as it asks for.
 func poolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
-	return v1beta1.IPAddressPoolSpec{Addresses: addresses}
+	return v1beta1.IPAddressPoolSpec{Addresses: addresses, Gantry: &v1beta1.PoolExtension{MaxPerService: 16}}
 }
 
 // newLoadBalancer returns a Service of type LoadBalancer.

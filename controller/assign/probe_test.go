@@ -17,7 +17,7 @@ import (
 // probingPoolSpec returns a pool with acquire probes.
 func probingPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 	p := poolSpec(addresses...)
-	p.Gantry = &v1beta1.PoolExtension{Probe: &v1beta1.PoolAcquireProbe{Quarantine: &metav1.Duration{Duration: time.Hour}}}
+	p.Gantry = &v1beta1.PoolExtension{MaxPerService: 16, Probe: &v1beta1.PoolAcquireProbe{Quarantine: &metav1.Duration{Duration: time.Hour}}}
 	return p
 }
 

@@ -28,7 +28,7 @@ func (d *lostAddressDetector) recordServiceChange(before, after *corev1.Service)
 // setPoolRetirement edits what a pool retires; nil ends it.
 func setPoolRetirement(s *apitest.Server, c *runningController, pool string, r *v1beta1.PoolRetirement) {
 	spec := s.PoolByName(pool).Spec
-	spec.Gantry = &v1beta1.PoolExtension{Retire: r}
+	spec.Gantry = &v1beta1.PoolExtension{MaxPerService: 16, Retire: r}
 	s.SetPool(pool, spec)
 	c.ConfigurationReader.NotifyAllocationObjectChanged()
 }
@@ -193,7 +193,7 @@ func TestAnnotationOfAPoolEndsItsCooldowns(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		spec := poolSpec("192.0.2.0/31")
-		spec.Gantry = &v1beta1.PoolExtension{Cooldown: &metav1.Duration{Duration: 24 * time.Hour}}
+		spec.Gantry = &v1beta1.PoolExtension{MaxPerService: 16, Cooldown: &metav1.Duration{Duration: 24 * time.Hour}}
 		s.SetPool("p", spec)
 		c := startController(t, s, nil, ServiceWorkerOptions{})
 		defer func() { c.stopAndWait() }()

@@ -154,7 +154,7 @@ var assignmentOrderNames = []string{"Lowest", "RoundRobin", "Hash"}
 func (w *twoControllerHarness) setInitialPools(order string) {
 	for name, edits := range possibleRangesByPool {
 		spec := poolSpec(edits[0]...)
-		spec.Gantry = &v1beta1.PoolExtension{Order: order}
+		spec.Gantry = &v1beta1.PoolExtension{MaxPerService: 16, Order: order}
 		w.server.SetPool(name, spec)
 	}
 }
@@ -163,7 +163,7 @@ func (w *twoControllerHarness) setInitialPools(order string) {
 func editedPoolSpec(s historyStep) (name string, spec v1beta1.IPAddressPoolSpec) {
 	name = []string{"p", "p6", "q"}[s.targetIndex%3]
 	spec = poolSpec(possibleRangesByPool[name][s.actionVariant%3]...)
-	spec.Gantry = &v1beta1.PoolExtension{Order: assignmentOrderNames[s.actionVariant/4]}
+	spec.Gantry = &v1beta1.PoolExtension{MaxPerService: 16, Order: assignmentOrderNames[s.actionVariant/4]}
 	if s.actionVariant%4 == 0 {
 		spec.Gantry.Cooldown = &metav1.Duration{Duration: 20 * time.Second}
 	}

@@ -130,13 +130,13 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 	case "quota":
 		p := poolSpec("192.0.2.8/31", "fd00:1::8/127")
 		quota := int32(e.actionVariant)
-		p.Gantry = &v1beta1.PoolExtension{Quota: &v1beta1.PoolQuota{PerNamespace: &quota}}
+		p.Gantry = &v1beta1.PoolExtension{MaxPerService: 16, Quota: &v1beta1.PoolQuota{PerNamespace: &quota}}
 		s.SetPool("q", p)
 	case "retire":
 		p := s.PoolByName("p").Spec
 		p.Gantry = nil
 		if e.actionVariant > 0 {
-			p.Gantry = &v1beta1.PoolExtension{Retire: &v1beta1.PoolRetirement{ServicesPerMinute: 600, Addresses: [][]string{nil, {"192.0.2.0"}, {"fd00:1::"}}[e.actionVariant%3]}}
+			p.Gantry = &v1beta1.PoolExtension{MaxPerService: 16, Retire: &v1beta1.PoolRetirement{ServicesPerMinute: 600, Addresses: [][]string{nil, {"192.0.2.0"}, {"fd00:1::"}}[e.actionVariant%3]}}
 		}
 		s.SetPool("p", p)
 	case "reserve":
@@ -154,7 +154,7 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 // poolSpecWithRestriction returns the spec of pool q with one of the limits that a pool may have.
 func poolSpecWithRestriction(choice int) v1beta1.IPAddressPoolSpec {
 	p := poolSpec("192.0.2.8/31", "fd00:1::8/127")
-	p.Gantry = &v1beta1.PoolExtension{}
+	p.Gantry = &v1beta1.PoolExtension{MaxPerService: 16}
 	switch no := false; choice {
 	case 0:
 		p.AutoAssign = &no

@@ -16,7 +16,7 @@ import (
 // cooldownPoolSpec returns a pool with a cool-down of an hour.
 func cooldownPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 	p := poolSpec(addresses...)
-	p.Gantry = &v1beta1.PoolExtension{Cooldown: &metav1.Duration{Duration: time.Hour}}
+	p.Gantry = &v1beta1.PoolExtension{MaxPerService: 16, Cooldown: &metav1.Duration{Duration: time.Hour}}
 	return p
 }
 

@@ -10,6 +10,10 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
+// sharingWithinNamespace is the value of spec.gantry.sharing with which only Services of one
+// namespace share an address.
+const sharingWithinNamespace = "Namespace"
+
 // defaultQuarantineDelay is the CRD's default. It gives a person time to look, and the address is
 // not lost for long to a notebook that only visited.
 const defaultQuarantineDelay = time.Hour
@@ -23,6 +27,8 @@ func (b *snapshotBuilder) parsePoolExtension(o ObjectReference, pool, before *Po
 	if in.Cooldown != nil {
 		pool.CooldownDelay = max(in.Cooldown.Duration, 0)
 	}
+	pool.MaxAddressesPerService = int(in.MaxPerService)
+	pool.SharesOnlyWithinNamespace = in.Sharing == sharingWithinNamespace
 	if in.Quota != nil {
 		pool.Quota = &NamespaceQuota{DefaultLimit: -1, LimitByNamespace: map[string]int{}}
 		if in.Quota.PerNamespace != nil {

@@ -70,6 +70,12 @@ type Pool struct {
 	CooldownDelay time.Duration
 	// Quota is nil when a namespace may hold any number of addresses.
 	Quota *NamespaceQuota
+	// MaxAddressesPerService is how many addresses of each family a Service may have when this pool
+	// gives it one more. 0 means the default: see LimitPerService.
+	MaxAddressesPerService int
+	// SharesOnlyWithinNamespace says that Services of different namespaces may not share an address
+	// of the pool. Those that share one already may continue.
+	SharesOnlyWithinNamespace bool
 	// AcquireProbe is nil when addresses are given without an acquire probe.
 	AcquireProbe *AcquireProbeSettings
 }
@@ -82,6 +88,10 @@ type Retirement struct {
 	// ServiceReassignInterval is the time between two Services that get other addresses.
 	ServiceReassignInterval time.Duration
 }
+
+// LimitPerService returns how many addresses of each family a Service may have when this pool gives
+// it one more.
+func (p *Pool) LimitPerService() int { return max(p.MaxAddressesPerService, 1) }
 
 // IsAddressRetired says whether the pool retires the address, which it covers.
 func (p *Pool) IsAddressRetired(a netip.Addr) bool {

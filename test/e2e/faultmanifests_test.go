@@ -70,7 +70,7 @@ spec:
 
 // healthyBaseManifests are what works before any fault: Pods on node1, a Service by layer 2, one by
 // BGP.
-var healthyBaseManifests = cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + webDeploymentManifest + torPeerManifest("") + poolWithoutAutoAssignManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") +
+var healthyBaseManifests = strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "spec:\n", "spec:\n  gantry: {maxPerService: 2}\n", 1) + "---\n" + webDeploymentManifest + torPeerManifest("") + poolWithoutAutoAssignManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") +
 	serviceManifest("web", "", "") + serviceManifest("routed", "metallb.io/address-pool: routed", "")
 
 // localTrafficPolicyServiceManifest is a Service with the traffic policy Local.
@@ -87,7 +87,9 @@ var configurationFaultPrerequisites = poolWithoutAutoAssignManifest("tiny", "192
 	poolWithoutAutoAssignManifest("edge", "192.168.0.152", l2AdvertisementSpecOfPool("edge", ", nodeSelectors: [{matchLabels: {rack: edge}}]")) +
 	poolWithoutAutoAssignManifest("cabled", "192.168.0.153", l2AdvertisementSpecOfPool("cabled", ", interfaces: [eth77]")) +
 	poolWithoutAutoAssignManifest("selective", "192.168.0.154", l2AdvertisementSpecOfPool("selective", ", serviceSelectors: [{matchLabels: {app: web}}]")) +
-	poolWithoutAutoAssignManifest("half", "192.168.0.157", l2AdvertisementSpecOfPool("half", "")) + poolWithoutAutoAssignManifest("other-half", "192.168.0.158", "") +
+	allowingTwoPerService(poolWithoutAutoAssignManifest("half", "192.168.0.157", l2AdvertisementSpecOfPool("half", ""))) +
+	allowingTwoPerService(poolWithoutAutoAssignManifest("other-half", "192.168.0.158", "")) +
+	poolWithoutAutoAssignManifest("sparing", "192.168.0.163-192.168.0.164", l2AdvertisementSpecOfPool("sparing", "")) +
 	poolWithoutAutoAssignManifest("lonely", "198.18.0.1", "") + bgpAdvertisementManifest("lonely", "ipAddressPools: [lonely], peers: [nobody]") +
 	poolWithoutAutoAssignManifest("other-service", "192.168.0.155", l2AdvertisementSpecOfPool("other-service", ", serviceSelectors: [{matchLabels: {app: db}}]")) +
 	strings.Replace(poolWithoutAutoAssignManifest("tenant", "192.168.0.156", l2AdvertisementSpecOfPool("tenant", "")), "autoAssign: false", "autoAssign: false, serviceAllocation: {namespaces: [other]}", 1) +
@@ -96,6 +98,11 @@ var configurationFaultPrerequisites = poolWithoutAutoAssignManifest("tiny", "192
 	serviceManifest("tiny-first", "metallb.io/address-pool: tiny", "") +
 	serviceManifest("rationed-first", "metallb.io/address-pool: rationed", "") +
 	serviceManifest("shared-first", `metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one`, "")
+
+// allowingTwoPerService returns the manifest of a pool that gives a Service two addresses.
+func allowingTwoPerService(poolManifest string) string {
+	return strings.Replace(poolManifest, "autoAssign: false", "autoAssign: false, gantry: {maxPerService: 2}", 1)
+}
 
 // quotaPoolManifest returns a pool of which each namespace may have n addresses.
 func quotaPoolManifest(n int, l2Spec string) string {
@@ -135,6 +142,9 @@ var configurationFaults = []fault{
 		repairManifests: withServicePort(serviceManifest("other-policy", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", "externalTrafficPolicy: Cluster"), 83)},
 	{name: "a quota that is used up", service: "rationed", reason: names.ReasonQuotaExceeded, text: "rationed", manifests: serviceManifest("rationed", "metallb.io/address-pool: rationed", ""),
 		repairManifests: quotaPoolManifest(2, "")},
+	{name: "more addresses than the pool gives to one Service", service: "greedy", reason: names.ReasonServiceLimitReached, text: `pool "sparing" gives a Service at most 1 of each family`,
+		manifests:       serviceManifest("greedy", `metallb.io/address-pool: sparing, gantry.dev/address-count: "2"`, ""),
+		repairManifests: allowingTwoPerService(poolWithoutAutoAssignManifest("sparing", "192.168.0.163-192.168.0.164", ""))},
 	{name: "an address that is kept for another Service", service: "late-comer", reason: names.ReasonAddressReserved, text: "192.168.0.228", manifests: serviceManifest("late-comer", "metallb.io/loadBalancerIPs: 192.168.0.228", ""),
 		repairManifests: reservationManifest("late-comer")},
 	{name: "no advertisement", service: "bare", reason: names.ReasonNoAdvertisement, text: `pool "bare" and this Service: create one`, manifests: serviceManifest("bare", "metallb.io/address-pool: bare", ""),

@@ -53,7 +53,8 @@ func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, cla
 	if err := e.objectReader.ListAndCacheKinds(ctx, objects.ListRequest{List: &corev1.ServiceList{}}); err != nil {
 		return err
 	}
-	var all corev1.ServiceList // from memory
+	ledger.TellNamesOfAllNamespaces() // who calls this may list them
+	var all corev1.ServiceList        // from memory
 	if err := e.objectReader.List(ctx, &all); err != nil {
 		return err
 	}

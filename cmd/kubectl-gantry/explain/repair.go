@@ -26,7 +26,7 @@ func init() {
 	for section, reasons := range map[string][]names.Reason{
 		"a-services-address": {
 			names.ReasonNoPools, names.ReasonPoolNotFound, names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool, names.ReasonPoolExhausted, names.ReasonAddressInUse,
-			names.ReasonSharingKeyDiffers, names.ReasonPortConflict, names.ReasonTrafficPolicyConflict, names.ReasonQuotaExceeded, names.ReasonAddressReserved, names.ReasonCoolingDown,
+			names.ReasonSharingKeyDiffers, names.ReasonPortConflict, names.ReasonTrafficPolicyConflict, names.ReasonQuotaExceeded, names.ReasonServiceLimitReached, names.ReasonAddressReserved, names.ReasonCoolingDown,
 			names.ReasonQuarantined, names.ReasonProbing, names.ReasonAddressNotInPool, names.ReasonAddressRetired, names.ReasonInvalidRequest, names.ReasonFamilyMismatch, names.ReasonNoClusterIP, names.ReasonWriteFailed,
 		},
 		"a-services-announcement": {
@@ -82,6 +82,8 @@ func (c serviceRepair) suggestRepair(why cause) []string {
 		return []string{kubectlEdit(n, "IPAddressPool", c.examplePoolName(), "add a range to spec.addresses")}
 	case names.ReasonQuotaExceeded:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.quota", n, c.examplePoolName()), fmt.Sprintf("kubectl %s get services  # delete one that is not needed", service)}
+	case names.ReasonServiceLimitReached:
+		return []string{fmt.Sprintf("kubectl %s annotate service %s %s-", service, c.key.Name, names.AnnotationAddressesPerFamily), fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # or raise spec.gantry.maxPerService", n, c.examplePoolName())}
 	case names.ReasonAddressReserved:
 		return append(c.suggestEditsOfObjectsKeepingAddresses(), c.suggestRemovingAddressRequest())
 	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch, names.ReasonAddressNotInPool:
