@@ -2,7 +2,7 @@
 export CGO_ENABLED = 0
 TOOL = go tool -modfile=tools/go.mod
 PACK = tools/packages
-IMAGE ?= gantry-lb/gantry:v0.1.0
+IMAGE ?= registry.invalid/gantry:v0.1.0
 PLUGIN_VERSION ?= v0.1.0
 PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 OVERLAYS = default l2-only continuity webhook prometheus
@@ -100,8 +100,8 @@ soak: deps build ## keep every core busy for ten minutes of BFD at 3 x 50 ms, an
 	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestSessionsWithFRRStayUpUnderCPULoad ./speaker/bfd/udp
 	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseTakeoverUnderCPULoad ./test/e2e
 
-image: packages-tools ## write dist/image.tar for docker load, podman load or kind load; needs no container engine
-	CGO_ENABLED=0 GOOS=linux go build -ldflags='-s -w' -o dist/image/ ./controller ./speaker
+image: packages-tools ## write dist/image.tar with the name IMAGE, for docker load, podman load or kind load; needs no container engine
+	CGO_ENABLED=0 GOOS=linux go build -trimpath -ldflags='-s -w' -o dist/image/ ./controller ./speaker
 	bin/image -bin dist/image -o dist/image.tar -tag $(IMAGE) -arch $$(go env GOARCH) -revision "$$(git rev-parse HEAD 2>/dev/null)"
 
 plugin: ## write dist/kubectl-gantry-OS-ARCH.tar.gz for Linux, macOS and Windows, and the krew manifest dist/krew/gantry.yaml

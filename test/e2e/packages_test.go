@@ -301,14 +301,14 @@ func testHelmChartInstallsAndUninstalls(ctx context.Context, t *testing.T, s *cl
 		return string(out)
 	}
 	dir := filepath.Join(lab.RepositoryRoot(), "charts", "gantry")
-	if out := helm("install", "gantry", dir, "--create-namespace"); !strings.Contains(out, "rollout status deployment/gantry-controller") {
+	if out := helm(append([]string{"install", "gantry", dir, "--create-namespace"}, packages.HelmImageArguments()...)...); !strings.Contains(out, "rollout status deployment/gantry-controller") {
 		t.Errorf("the notes lack the next step:\n%s", out)
 	}
 	failOnError(t, s.AwaitGantryRollout(ctx))
 	applyAndCheckFirstService(ctx, t, s, "first")
 	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", "kept", "--port=80", "--type=LoadBalancer")
 	checkFirstPoolAddressReachable(ctx, t, s, "kept")
-	helm("upgrade", "gantry", dir, "--set", "webhook.enabled=true,prometheus.enabled=true,logLevel=debug")
+	helm("upgrade", "gantry", dir, "--reuse-values", "--set", "webhook.enabled=true,prometheus.enabled=true,logLevel=debug")
 	failOnError(t, s.AwaitGantryRollout(ctx))
 	checkFirstPoolAddressReachable(ctx, t, s, "kept")
 	checkWebhookRefusals(ctx, t, s)

@@ -7,9 +7,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
@@ -92,6 +94,20 @@ func (w *readmeStepRunner) carryOutCodeBlock(ctx context.Context, t *testing.T, 
 	}
 }
 
+// checkImageOfAllPods checks that each of Gantry's Pods runs the image that the README names.
+func checkImageOfAllPods(ctx context.Context, t *testing.T, s *cluster.Cluster, want string) {
+	t.Helper()
+	images := strings.Fields(runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "get", "pods", "-o", "jsonpath={.items[*].spec.containers[*].image}"))
+	if len(images) == 0 {
+		t.Error("no Pod of Gantry runs")
+	}
+	for _, image := range images {
+		if image != want {
+			t.Errorf("a Pod runs the image %s, want %s", image, want)
+		}
+	}
+}
+
 // TestReadmeSectionOnRealClustersWorks follows the README's section on real clusters literally,
 // once with Helm and once with kustomize.
 func TestReadmeSectionOnRealClustersWorks(t *testing.T) {
@@ -102,15 +118,18 @@ func TestReadmeSectionOnRealClustersWorks(t *testing.T) {
 	}
 	parts := readRealClusterBlocksOfReadme(t)
 	install, remove := parts["Install"], parts["Uninstall"]
-	if len(install) != 3 || len(remove) != 2 {
-		t.Fatalf("%d ways to install and %d to uninstall, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))
+	if len(install) != 4 || len(remove) != 2 {
+		t.Fatalf("%d blocks about installing and %d ways to uninstall, want one for Helm, two for kustomize, and the wait after both", len(install), len(remove))
 	}
+	ways := map[string][]readmeBlock{"Helm": install[:1], "kustomize": install[1:3]}
 	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 3})
 	w := newReadmeStepRunner(t, s)
 	for i, way := range []string{"Helm", "kustomize"} {
 		t.Run(way, func(t *testing.T) {
-			w.carryOutCodeBlock(ctx, t, install[i], "")
-			w.carryOutCodeBlock(ctx, t, install[2], "")
+			for _, b := range slices.Concat(ways[way], install[3:]) {
+				w.carryOutCodeBlock(ctx, t, b, "")
+			}
+			checkImageOfAllPods(ctx, t, s, "registry.example/gantry:v0.1.0")
 			for _, part := range []struct{ title, from string }{
 				{"Addresses of the nodes' own network", "client"},
 				{"Addresses behind routers", "far"},

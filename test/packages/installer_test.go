@@ -71,7 +71,8 @@ func (b *packageInstaller) runHelm(values, command, release string, args ...stri
 func (b *packageInstaller) tryHelm(values, command, release string, args ...string) (string, error) {
 	all := []string{command, release}
 	if command == "install" || command == "upgrade" {
-		all = append(all, cmp.Or(b.chart, filepath.Join(RepositoryRoot(), "charts", "gantry")), "--values", "-")
+		all = append(all, cmp.Or(b.chart, filepath.Join(RepositoryRoot(), "charts", "gantry")))
+		all = append(append(all, HelmImageArguments()...), "--values", "-")
 	}
 	if !slices.Contains(args, "--namespace") {
 		args = append(args, "--namespace", "metallb-system")

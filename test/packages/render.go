@@ -77,10 +77,17 @@ func RenderKustomizeWithComponent(ctx context.Context, dir, overlay, component s
 	return runProgram(ctx, "", "kustomize", "build", dir)
 }
 
+// HelmImageArguments are the arguments with which Helm gives the image the name that it has in
+// config/.
+func HelmImageArguments() []string {
+	return []string{"--values", filepath.Join(RepositoryRoot(), "test", "packages", "testdata", "image.yaml")}
+}
+
 // RenderHelm returns the manifests of the chart for a release named gantry in the namespace. values
-// is YAML.
+// is YAML. The image has the name that it has in config/, unless the values name another.
 func RenderHelm(ctx context.Context, namespace, values string, args ...string) (string, error) {
-	all := append([]string{"template", "gantry", filepath.Join(RepositoryRoot(), "charts", "gantry"), "--namespace", namespace, "--values", "-"}, args...)
+	all := []string{"template", "gantry", filepath.Join(RepositoryRoot(), "charts", "gantry"), "--namespace", namespace}
+	all = append(append(append(all, HelmImageArguments()...), "--values", "-"), args...)
 	return runProgram(ctx, values, "helm", all...)
 }
 

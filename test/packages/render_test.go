@@ -218,7 +218,7 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 	tested := slices.Concat(slices.Collect(maps.Keys(valuesWithRenderedText)), slices.Collect(maps.Keys(valuesThatRemoveText)))
 	for values, want := range map[string]string{
 		`image: {repository: registry.example/gantry, tag: v9}`:         `image: "registry.example/gantry:v9"`,
-		`image: {digest: "sha256:` + strings.Repeat("ab", 32) + `"}`:    `image: "gantry-lb/gantry@sha256:abab`,
+		`image: {digest: "sha256:` + strings.Repeat("ab", 32) + `"}`:    `image: "registry.invalid/gantry@sha256:abab`,
 		`image: {pullPolicy: Never}`:                                    `imagePullPolicy: Never`,
 		`imagePullSecrets: [{name: registry}]`:                          "imagePullSecrets:\n      - name: registry",
 		`loadBalancerClass: example.com/gantry`:                         `{name: GANTRY_LOAD_BALANCER_CLASS, value: "example.com/gantry"}`,
@@ -299,7 +299,7 @@ func TestInvalidHelmValuesAreRefused(t *testing.T) {
 		`otherConfigurationNamespaces: second`:         {"/otherConfigurationNamespaces", "want array"},
 		`webhook: {enabled: "yes"}`:                    {"/webhook/enabled", "want boolean"},
 		`speaker: {tolerations: [{operator: exists}]}`: {"/speaker/tolerations/0/operator", "'Exists'"},
-		`image: gantry-lb/gantry:v1`:                   {"/image", "want object"},
+		`image: registry.example/gantry:v1`:            {"/image", "want object"},
 		`image: {digest: abc}`:                         {"/image/digest", "sha256"},
 		`metrics: {protocol: tls}`:                     {"/metrics/protocol", "'https'"},
 		`prometheus: {interval: often}`:                {"/prometheus/interval", "pattern"},

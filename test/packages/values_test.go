@@ -110,7 +110,8 @@ func TestHelmValuesOfPodsAndMonitorsChangeManifests(t *testing.T) {
 
 func TestHelmLintFindsNothing(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
-	out, err := runProgram(t.Context(), "", "helm", "lint", "--strict", filepath.Join(RepositoryRoot(), "charts", "gantry"))
+	args := append([]string{"lint", "--strict", filepath.Join(RepositoryRoot(), "charts", "gantry")}, HelmImageArguments()...)
+	out, err := runProgram(t.Context(), "", "helm", args...)
 	if err != nil || !strings.Contains(out, "0 chart(s) failed") {
 		t.Errorf("helm lint: %v\n%s", err, out)
 	}

@@ -1,7 +1,8 @@
 {{/* The image, by its digest or else by its tag. */}}
 {{- define "gantry.image" -}}
 {{- with .Values.image -}}
-{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end -}}
+{{- $repository := required "set image.repository to the name of Gantry's image in your registry, such as registry.example/gantry: no public registry has it, `make image` builds it" .repository -}}
+{{- if .digest }}{{ $repository }}@{{ .digest }}{{ else }}{{ $repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end -}}
 {{- end -}}
 {{- end -}}
 

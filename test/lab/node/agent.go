@@ -42,9 +42,9 @@ type Config struct {
 	PodCIDRs  []netip.Prefix
 	// RESTConfig reaches the API server from the node's network namespace.
 	RESTConfig *rest.Config
-	// GantryBinDir has Gantry's binaries. Image is the prefix of the image names that stand for
-	// them.
-	GantryBinDir, GantryImagePrefix string
+	// GantryBinDir has Gantry's binaries. GantryImageName is the name of the image that stands for
+	// them, in any registry.
+	GantryBinDir, GantryImageName string
 	// SelfPath is the path of a program that calls Reexec before anything else.
 	SelfPath string
 	// LogDir gets a file for each container. VolumesAndTokensDir gets volumes and service account

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -142,13 +143,20 @@ func (r *podContainer) sendSignal(s syscall.Signal, final bool) {
 // container's command is the path of the program.
 const ImageRunningMachineProgram = "lab/machine"
 
+// runsGantryImage says whether the container's image is Gantry's, in whatever registry.
+func (r *podContainer) runsGantryImage() bool {
+	name, _, _ := strings.Cut(path.Base(r.containerManifest.Image), "@")
+	name, _, _ = strings.Cut(name, ":")
+	return name == r.pod.agent.config.GantryImageName
+}
+
 // buildCommand returns the command of the container: Gantry's own binary, a program of the machine,
 // or the responder.
 func (r *podContainer) buildCommand() (*exec.Cmd, error) {
 	c := &r.pod.agent.config
 	cmd := exec.Command(c.SelfPath)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if !strings.HasPrefix(r.containerManifest.Image, c.GantryImagePrefix) && r.containerManifest.Image != ImageRunningMachineProgram {
+	if !r.runsGantryImage() && r.containerManifest.Image != ImageRunningMachineProgram {
 		cmd.Args = append([]string{"lab", podPortResponderArg}, r.podPortResponderArguments()...)
 		return cmd, nil
 	}

@@ -64,7 +64,7 @@ func (r *podContainer) buildProcessSpec() (containerProcessSpec, error) {
 		s.Hostname = c.Name
 	}
 	s.Path = s.Args[0]
-	if strings.HasPrefix(r.containerManifest.Image, c.GantryImagePrefix) {
+	if r.runsGantryImage() {
 		s.Path = filepath.Join(c.GantryBinDir, filepath.Base(s.Path))
 	}
 	if s.Mounts, err = r.prepareMounts(); err != nil {
