@@ -53,11 +53,12 @@ fuzz: ## run every fuzz target, or those in the directories FUZZ, for FUZZTIME: 
 		go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$${FUZZTIME:-30s} ./$$(dirname $$file) || exit 1; \
 	done
 
-lint: ## run go vet and staticcheck, and find functions that nothing calls
+lint: ## run go vet and staticcheck, find functions that nothing calls, and check the modules that are linked
 	go vet ./...
 	go vet -tags deathwrites ./test/e2e
 	$(TOOL) staticcheck ./...
 	tools/deadcode.sh
+	tools/supply.sh
 
 check: ## check format, lint and generated files, and run the tests that need neither root nor the lab
 	@test -z "$$(gofmt -l api cmd controller internal speaker test tools)" || { gofmt -l api cmd controller internal speaker test tools; echo 'format these files with gofmt'; exit 1; }
