@@ -131,9 +131,12 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 		return err
 	}
 	clusterAddresses := clusternetwork.NewKnownAddresses()
+	passwords := configuration.NewPasswordSecrets(configuration.PasswordSecretsOptions{LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace, Now: time.Now, Log: log})
 	reader := configurationreader.NewReader(configurationreader.Options{
 		ReadObjects: clusterAddresses.WrapReadWithClusterAddresses(func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
-			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
+			all, err := configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
+			all.Secrets = passwords.SecretsOfPeers(ctx, all.BGPPeers)
+			return all, err
 		}),
 		Log: log, RecordProblems: gauges.RecordProblemsOfLoadedConfiguration,
 	})
@@ -151,6 +154,7 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 	return errors.Join(
 		sessioncount.NewSessionCounter(mgr.GetClient(), scope).RegisterController(mgr),
 		reader.RegisterReader(ctx, mgr, scope),
+		mgr.Add(passwordFollower(func(ctx context.Context) { passwords.Run(ctx, reader.NotifyAnnouncementObjectChanged) })),
 		networks.RegisterReader(ctx, mgr),
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
@@ -160,9 +164,22 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
 		})),
 		addHealthChecks(mgr, worker),
-		registerWebhook(mgr, o, certificate, reader, clusterAddresses),
+		registerWebhook(mgr, o, certificate, webhookKnowledge{reader, clusterAddresses, passwords}),
 	)
 }
+
+// passwordFollower reads the Secrets of BGPPeers again and again. Every controller runs it, because
+// each has a configuration.
+type passwordFollower func(context.Context)
+
+// Start implements manager.Runnable.
+func (f passwordFollower) Start(ctx context.Context) error {
+	f(ctx)
+	return nil
+}
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (passwordFollower) NeedLeaderElection() bool { return false }
 
 // newProcessIdentity returns the name of this process in the AddressLedger.
 func newProcessIdentity() (string, error) {

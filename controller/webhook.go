@@ -16,6 +16,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/certs"
 	"github.com/gantry-lb/gantry/controller/clusternetwork"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
@@ -71,21 +72,28 @@ func newWebhookServerAndCertificate(o options, log *slog.Logger) (webhook.Server
 	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){certificate.ServeCurrentCertificate}}), certificate
 }
 
+// webhookKnowledge is what the webhook knows beyond the objects in the cache.
+type webhookKnowledge struct {
+	reader           *configurationreader.Reader
+	clusterAddresses *clusternetwork.KnownAddresses
+	passwords        *configuration.PasswordSecrets
+}
+
 // registerWebhook makes every controller serve, leader or not. A controller is ready only when the
 // API server can call it.
-func registerWebhook(mgr ctrl.Manager, o options, certificate *certs.WebhookCertificate, reader *configurationreader.Reader, clusterAddresses *clusternetwork.KnownAddresses) error {
+func registerWebhook(mgr ctrl.Manager, o options, certificate *certs.WebhookCertificate, known webhookKnowledge) error {
 	if o.Webhook.EnabledOrDisabled != "enabled" {
 		return nil
 	}
 	admission.RegisterWebhookHandlers(mgr.GetWebhookServer(), &admission.ConfigurationValidator{
 		Reader: mgr.GetClient(), ConfigurationScope: o.ConfigurationScope(), CreationTimeOfNewObject: time.Now,
 		LatestSnapshot: func() *snapshot.Snapshot {
-			if c, _ := reader.LatestConfiguration(); c != nil {
+			if c, _ := known.reader.LatestConfiguration(); c != nil {
 				return c.Snapshot
 			}
 			return nil
 		},
-		LatestClusterAddresses: clusterAddresses.LatestClusterAddresses,
+		LatestClusterAddresses: known.clusterAddresses.LatestClusterAddresses, ReadSecretsOfPeers: known.passwords.PeekSecretsOfPeers,
 	})
 	return errors.Join(certificate.RegisterController(mgr), mgr.AddReadyzCheck("webhook", certificate.CheckTrustedCertificateIsServed), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

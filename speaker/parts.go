@@ -88,7 +88,7 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	})
 	feed := reconcile.NewClusterFeed(reconcile.ClusterFeedOptions{
 		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), UIDByServiceIndex: services, Agent: a, GossipSeedSetter: member, TrafficObserver: trafficObserver, Log: log,
-		Self: o.NodeName, ConfigurationScope: o.ConfigurationScope(), TreatSilentKubeletAsUnfit: o.SilentKubeletPolicy == "Leave", ObserveOwnAddresses: member.SetObservedNodeAddresses, ObserveSynced: mgr.MarkReady,
+		Self: o.NodeName, ConfigurationScope: o.ConfigurationScope(), PasswordSecrets: configuration.NewPasswordSecrets(configuration.PasswordSecretsOptions{LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace, Now: time.Now, Log: log}), TreatSilentKubeletAsUnfit: o.SilentKubeletPolicy == "Leave", ObserveOwnAddresses: member.SetObservedNodeAddresses, ObserveSynced: mgr.MarkReady,
 		ObserveProblems: func(p []snapshot.Problem) {
 			problemGauges.RecordProblemsOfLoadedConfiguration(p)
 			configurationState.ObserveProblems(p)

@@ -44,6 +44,8 @@ type ConfigurationValidator struct {
 	LatestSnapshot func() *snapshot.Snapshot
 	// LatestClusterAddresses returns the addresses that the cluster itself uses.
 	LatestClusterAddresses func() []snapshot.ClusterAddressRange
+	// ReadSecretsOfPeers returns the Secrets that BGPPeers name.
+	ReadSecretsOfPeers func(context.Context, []v1beta2.BGPPeer) []snapshot.BasicAuthSecret
 	// CreationTimeOfNewObject returns the creation time for a new object.
 	CreationTimeOfNewObject func() time.Time
 }
@@ -74,6 +76,7 @@ func (v *ConfigurationValidator) Handle(ctx context.Context, req admission.Reque
 	if err := v.addObjectUnderAdmission(req, &objects); err != nil {
 		return admission.Errored(400, err)
 	}
+	objects.Secrets = v.ReadSecretsOfPeers(ctx, objects.BGPPeers)
 	_, after := snapshot.BuildSnapshot(objects)
 	return reviewCreateOrUpdate(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
 }
@@ -88,6 +91,7 @@ func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (
 		return o, err
 	}
 	o.PreviousSnapshot, o.ClusterAddresses = previous, v.LatestClusterAddresses()
+	o.Secrets = v.ReadSecretsOfPeers(ctx, o.BGPPeers)
 	o.Nodes, err = configuration.ReadNodes(ctx, v.Reader)
 	return o, err
 }

@@ -63,6 +63,7 @@ func sendAdmissionRequest(t *testing.T, r objectReader, op admissionv1.Operation
 		Reader: r, ConfigurationScope: configuration.ConfigurationScope{Namespace: "metallb-system"}, CreationTimeOfNewObject: time.Now,
 		LatestSnapshot:         func() *snapshot.Snapshot { return r.published },
 		LatestClusterAddresses: func() []snapshot.ClusterAddressRange { return r.clusterAddresses },
+		ReadSecretsOfPeers:     func(context.Context, []v1beta2.BGPPeer) []snapshot.BasicAuthSecret { return nil },
 	}
 	return v.Handle(t.Context(), admission.Request{AdmissionRequest: admissionv1.AdmissionRequest{
 		Operation: op, Kind: metav1.GroupVersionKind{Kind: kind}, Namespace: o.GetNamespace(), Name: o.GetName(), Object: runtime.RawExtension{Raw: raw},

@@ -1,8 +1,10 @@
 // Package certs maintains the certificate of the webhook. It creates a CA and a certificate signed
-// by it, stores both in a Secret that all controllers share, renews them long before they expire,
-// and writes the CA into the webhook configuration. A renewal causes no outage: the API server
-// trusts a new CA before any controller serves with it, and trusts the old CA until it expires. The
-// package checks no request.
+// by it, stores the certificate in a Secret that all controllers share, renews it long before it
+// expires, and writes the CA into the webhook configuration. Each certificate has a CA of its own,
+// whose key is forgotten as soon as it has signed: whoever reads the Secret cannot sign another
+// certificate that the API server trusts. A renewal causes no outage: the API server trusts a new
+// CA before any controller serves with it, and trusts the CA of the certificate before until that
+// one expires. The package checks no request.
 package certs
 
 import (
@@ -24,21 +26,23 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The entries of the Secret in addition to those of the type kubernetes.io/tls. caBundleSecretEntry
-// holds the CA that signs, followed by older CAs that have not expired.
-const (
-	caBundleSecretEntry     = "ca.crt"
-	caPrivateKeySecretEntry = "ca.key"
-)
+// caBundleSecretEntry is the entry of the Secret in addition to those of the type
+// kubernetes.io/tls. It holds the CA of the certificate, followed by that of the certificate
+// before.
+const caBundleSecretEntry = "ca.crt"
+
+// formerCAKeySecretEntry held the key of the CA. A Secret with this entry is renewed.
+const formerCAKeySecretEntry = "ca.key"
 
 const (
-	// caValidityInterval is long, because every client must learn a new CA.
-	caValidityInterval = 10 * 365 * 24 * time.Hour
-	// servingCertificateValidityInterval is short enough that renewals happen in the life of a
-	// cluster.
-	servingCertificateValidityInterval = 90 * 24 * time.Hour
+	// validityInterval of a certificate and its CA is short enough that renewals happen in the life
+	// of a cluster.
+	validityInterval = 90 * 24 * time.Hour
 	// clockSkewInterval is how far the clocks of the control plane may be behind.
 	clockSkewInterval = time.Hour
+	// formerCAKeyRemovalDelay is how old a Secret with the key of a CA is before it is renewed: in
+	// an upgrade, a controller of the version before would write the key again at once.
+	formerCAKeyRemovalDelay = 10 * time.Minute
 )
 
 // ParsedCertificateSecret is the parsed content of the Secret.
@@ -53,32 +57,26 @@ type ParsedCertificateSecret struct {
 
 // RenewCertificateSecretDataIfDue returns the data that the Secret should have now, for a
 // certificate with these DNS names, and the parsed form of it. The data is old itself when nothing
-// changes. A part that is missing, damaged, for other names, or past two thirds of its life is
-// replaced. An error comes from the source of random numbers.
+// changes. If a part is missing, damaged, for other names, or past two thirds of its life, the
+// certificate and its CA are replaced. An error comes from the source of random numbers.
 func RenewCertificateSecretDataIfDue(now time.Time, old map[string][]byte, names []string) (map[string][]byte, ParsedCertificateSecret, error) {
-	data := old
-	ca, err := parseSigningCAUnlessDueForRenewal(now, data)
-	if err != nil {
-		fresh, err := createCA(now)
-		if err != nil {
-			return nil, ParsedCertificateSecret{}, err
-		}
-		data = map[string][]byte{caBundleSecretEntry: append(bytes.Clone(fresh.certPEM), unexpiredCertificates(now, old[caBundleSecretEntry])...), caPrivateKeySecretEntry: fresh.keyPEM}
-		ca = fresh
-	}
-	state, err := parseServingCertificateUnlessDueForRenewal(now, data, ca.cert, names)
+	state, err := parseSecretUnlessDueForRenewal(now, old, names)
 	if err == nil {
-		return data, state, nil
+		return old, state, nil
+	}
+	ca, err := createCA(now)
+	if err != nil {
+		return nil, ParsedCertificateSecret{}, err
 	}
 	cert, err := createServingCertificate(now, ca, names)
 	if err != nil {
 		return nil, ParsedCertificateSecret{}, err
 	}
-	data = map[string][]byte{
-		caBundleSecretEntry: data[caBundleSecretEntry], caPrivateKeySecretEntry: data[caPrivateKeySecretEntry],
-		corev1.TLSCertKey: cert.certPEM, corev1.TLSPrivateKeyKey: cert.keyPEM,
+	data := map[string][]byte{
+		caBundleSecretEntry: append(bytes.Clone(ca.certPEM), firstUnexpiredCertificate(now, old[caBundleSecretEntry])...),
+		corev1.TLSCertKey:   cert.certPEM, corev1.TLSPrivateKeyKey: cert.keyPEM,
 	}
-	state, err = parseServingCertificateUnlessDueForRenewal(now, data, ca.cert, names)
+	state, err = parseSecretUnlessDueForRenewal(now, data, names)
 	return data, state, err
 }
 
@@ -97,25 +95,13 @@ type certificateAndPrivateKey struct {
 	certPEM, keyPEM []byte
 }
 
-// parseSigningCAUnlessDueForRenewal returns the CA that signs, or an error when it must be
-// replaced.
-func parseSigningCAUnlessDueForRenewal(now time.Time, data map[string][]byte) (*certificateAndPrivateKey, error) {
-	first, _ := pem.Decode(data[caBundleSecretEntry])
+// firstUnexpiredCertificate returns the first certificate of a bundle, unless it has expired.
+func firstUnexpiredCertificate(now time.Time, bundle []byte) []byte {
+	first, _ := pem.Decode(bundle)
 	if first == nil {
-		return nil, fmt.Errorf("%s holds no certificate", caBundleSecretEntry)
+		return nil
 	}
-	whole, err := tls.X509KeyPair(pem.EncodeToMemory(first), data[caPrivateKeySecretEntry])
-	if err != nil {
-		return nil, fmt.Errorf("reading the CA: %w", err)
-	}
-	key, ok := whole.PrivateKey.(crypto.Signer)
-	if !ok || !whole.Leaf.IsCA {
-		return nil, fmt.Errorf("%s holds no CA", caBundleSecretEntry)
-	}
-	if now.After(timeAfterTwoThirdsOfLife(whole.Leaf)) {
-		return nil, errCertificateDueForRenewal
-	}
-	return &certificateAndPrivateKey{cert: whole.Leaf, privateKey: key}, nil
+	return unexpiredCertificates(now, pem.EncodeToMemory(first))
 }
 
 // unexpiredCertificates returns the certificates of a bundle that have not expired.
@@ -132,12 +118,20 @@ func unexpiredCertificates(now time.Time, bundle []byte) []byte {
 	}
 }
 
-// parseServingCertificateUnlessDueForRenewal returns the parsed Secret, or an error when the
-// serving certificate must be replaced.
-func parseServingCertificateUnlessDueForRenewal(now time.Time, data map[string][]byte, ca *x509.Certificate, names []string) (ParsedCertificateSecret, error) {
+// parseSecretUnlessDueForRenewal returns the parsed Secret, or an error when the certificate must
+// be replaced.
+func parseSecretUnlessDueForRenewal(now time.Time, data map[string][]byte, names []string) (ParsedCertificateSecret, error) {
 	c, err := tls.X509KeyPair(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey])
 	if err != nil {
 		return ParsedCertificateSecret{}, fmt.Errorf("reading the certificate: %w", err)
+	}
+	first, _ := pem.Decode(data[caBundleSecretEntry])
+	if first == nil {
+		return ParsedCertificateSecret{}, fmt.Errorf("%s holds no certificate", caBundleSecretEntry)
+	}
+	ca, err := x509.ParseCertificate(first.Bytes)
+	if err != nil {
+		return ParsedCertificateSecret{}, fmt.Errorf("reading the CA: %w", err)
 	}
 	if err := c.Leaf.CheckSignatureFrom(ca); err != nil {
 		return ParsedCertificateSecret{}, fmt.Errorf("checking the certificate's signature: %w", err)
@@ -148,11 +142,16 @@ func parseServingCertificateUnlessDueForRenewal(now time.Time, data map[string][
 		}
 	}
 	next := timeAfterTwoThirdsOfLife(c.Leaf)
-	if now.After(next) {
-		return ParsedCertificateSecret{}, errCertificateDueForRenewal
-	}
 	if r := timeAfterTwoThirdsOfLife(ca); r.Before(next) {
 		next = r
+	}
+	if _, hasKey := data[formerCAKeySecretEntry]; hasKey {
+		if r := c.Leaf.NotBefore.Add(clockSkewInterval + formerCAKeyRemovalDelay); r.Before(next) {
+			next = r
+		}
+	}
+	if now.After(next) {
+		return ParsedCertificateSecret{}, errCertificateDueForRenewal
 	}
 	return ParsedCertificateSecret{TrustedCABundlePEM: unexpiredCertificates(now, data[caBundleSecretEntry]), Certificate: c, NextRenewalTime: next}, nil
 }
@@ -160,7 +159,7 @@ func parseServingCertificateUnlessDueForRenewal(now time.Time, data map[string][
 func createCA(now time.Time) (*certificateAndPrivateKey, error) {
 	return generateKeyAndSignCertificate(nil, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: "gantry webhook CA"},
-		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(caValidityInterval),
+		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(validityInterval),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
 	})
 }
@@ -168,7 +167,7 @@ func createCA(now time.Time) (*certificateAndPrivateKey, error) {
 func createServingCertificate(now time.Time, ca *certificateAndPrivateKey, names []string) (*certificateAndPrivateKey, error) {
 	return generateKeyAndSignCertificate(ca, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: names[0]},
-		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(servingCertificateValidityInterval),
+		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(validityInterval),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames: names,
 	})

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
@@ -22,7 +21,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// ReadAllObjects reads all objects that make up the configuration of the controller.
+// ReadAllObjects reads all objects that make up the configuration of the controller, except for the
+// Secrets of BGPPeers.
 func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.ConfigurationScope) (snapshot.ConfigurationObjects, error) {
 	o, err := scope.ReadObjects(ctx, c)
 	if err != nil {
@@ -124,17 +124,14 @@ func (r *Reader) canNamespaceAffectConfiguration(counts func(*Configuration) boo
 }
 
 // canUpdateAffectConfiguration reports whether an update of an object may change the configuration.
-// The status of an object is not part of it. Secrets have no generation, of Nodes and Namespaces
-// only the labels count, and of a pool one annotation does.
+// The status of an object is not part of it. Of Nodes and Namespaces only the labels count, and of
+// a pool one annotation does.
 func canUpdateAffectConfiguration(before, after client.Object) bool {
 	if before.GetUID() != after.GetUID() || before.GetGeneration() != after.GetGeneration() || !maps.Equal(before.GetLabels(), after.GetLabels()) {
 		return true
 	}
-	if _, isPool := after.(*v1beta1.IPAddressPool); isPool && before.GetAnnotations()[names.AnnotationLiftWithheld] != after.GetAnnotations()[names.AnnotationLiftWithheld] {
-		return true
-	}
-	_, isSecret := after.(*corev1.Secret)
-	return isSecret && before.GetResourceVersion() != after.GetResourceVersion()
+	_, isPool := after.(*v1beta1.IPAddressPool)
+	return isPool && before.GetAnnotations()[names.AnnotationLiftWithheld] != after.GetAnnotations()[names.AnnotationLiftWithheld]
 }
 
 func generationsByUID(o *snapshot.ConfigurationObjects) map[types.UID]int64 {

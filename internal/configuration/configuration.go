@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
@@ -83,17 +82,18 @@ func NewOfflineRESTMapper(s *runtime.Scheme, moreGroups ...string) meta.RESTMapp
 // ConfigurationScope says which part of the configuration is read.
 type ConfigurationScope struct {
 	Namespace string
-	// WithoutBGPKinds leaves out the kinds for BGP, and with them the Secrets.
+	// WithoutBGPKinds leaves out the kinds for BGP.
 	WithoutBGPKinds bool
 	// IgnoreExcludeLabel lets nodes announce that have the label names.LabelExcludeNode.
 	IgnoreExcludeLabel bool
 }
 
-// WatchedKinds are the kinds whose objects make up the configuration.
+// WatchedKinds are the kinds whose objects make up the configuration. Secrets are not among them:
+// see PasswordSecrets.
 func (s ConfigurationScope) WatchedKinds() []client.Object {
 	out := []client.Object{&v1beta1.IPAddressPool{}, &v1beta1.L2Advertisement{}}
 	if !s.WithoutBGPKinds {
-		out = append(out, &v1beta1.BGPAdvertisement{}, &v1beta2.BGPPeer{}, &v1beta1.BFDProfile{}, &v1beta1.Community{}, &corev1.Secret{})
+		out = append(out, &v1beta1.BGPAdvertisement{}, &v1beta2.BGPPeer{}, &v1beta1.BFDProfile{}, &v1beta1.Community{})
 	}
 	return out
 }
@@ -107,36 +107,18 @@ func (s ConfigurationScope) SpeakerReportKinds() []client.Object {
 	return out
 }
 
-// CacheOptionsByObject limits a cache to what ReadObjects reads: one namespace, and only Secrets
-// that may hold a password.
+// CacheOptionsByObject limits a cache to what ReadObjects reads: one namespace.
 func (s ConfigurationScope) CacheOptionsByObject() map[client.Object]cache.ByObject {
 	own := map[string]cache.Config{s.Namespace: {}}
-	passwords := fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))
 	out := map[client.Object]cache.ByObject{}
 	for _, k := range s.WatchedKinds() {
 		out[k] = cache.ByObject{Namespaces: own}
-		if _, secret := k.(*corev1.Secret); secret {
-			out[k] = cache.ByObject{Namespaces: map[string]cache.Config{s.Namespace: {FieldSelector: passwords}}, Transform: keepOnlyPassword}
-		}
 	}
 	return out
 }
 
-// keepOnlyPassword removes everything but the password from a Secret, so that it is not kept in
-// memory.
-func keepOnlyPassword(o any) (any, error) {
-	if s, ok := o.(*corev1.Secret); ok {
-		s.ManagedFields, s.Annotations = nil, nil
-		password, set := s.Data[passwordSecretKey]
-		s.Data = nil
-		if set {
-			s.Data = map[string][]byte{passwordSecretKey: password}
-		}
-	}
-	return o, nil
-}
-
-// ReadObjects reads every configuration object of the scope, except for Nodes and Namespaces.
+// ReadObjects reads every configuration object of the scope, except for Secrets, Nodes and
+// Namespaces.
 func (s ConfigurationScope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.ConfigurationObjects, error) {
 	var (
 		pools       v1beta1.IPAddressPoolList
@@ -145,31 +127,28 @@ func (s ConfigurationScope) ReadObjects(ctx context.Context, c client.Reader) (s
 		peers       v1beta2.BGPPeerList
 		profiles    v1beta1.BFDProfileList
 		communities v1beta1.CommunityList
-		secrets     corev1.SecretList
 	)
 	lists := []client.ObjectList{&pools, &l2Ads}
 	if !s.WithoutBGPKinds {
-		lists = append(lists, &bgpAds, &peers, &profiles, &communities, &secrets)
+		lists = append(lists, &bgpAds, &peers, &profiles, &communities)
 	}
 	for _, list := range lists {
 		if err := c.List(ctx, list, client.InNamespace(s.Namespace)); err != nil {
 			return snapshot.ConfigurationObjects{}, fmt.Errorf("reading the configuration: %w", err)
 		}
 	}
-	o := snapshot.ConfigurationObjects{
+	return snapshot.ConfigurationObjects{
 		Namespace: s.Namespace, IgnoreExcludeLabel: s.IgnoreExcludeLabel,
 		Pools: pools.Items, L2Advertisements: l2Ads.Items, BGPAdvertisements: bgpAds.Items,
 		BGPPeers: peers.Items, BFDProfiles: profiles.Items, Communities: communities.Items,
-	}
-	for i := range secrets.Items {
-		secret := &secrets.Items[i]
-		if secret.Type != corev1.SecretTypeBasicAuth {
-			continue
-		}
-		password, set := secret.Data[passwordSecretKey]
-		o.Secrets = append(o.Secrets, snapshot.BasicAuthSecret{Name: secret.Name, Password: string(password), HasPassword: set})
-	}
-	return o, nil
+	}, nil
+}
+
+// BasicAuthSecretOf returns what the configuration needs of a Secret; ok is false if the Secret has
+// another type.
+func BasicAuthSecretOf(s *corev1.Secret) (out snapshot.BasicAuthSecret, ok bool) {
+	password, set := s.Data[passwordSecretKey]
+	return snapshot.BasicAuthSecret{Name: s.Name, Password: string(password), HasPassword: set}, s.Type == corev1.SecretTypeBasicAuth
 }
 
 // ReadNodes reads the labels of all nodes, from their metadata only.

@@ -179,6 +179,8 @@ type BasicAuthSecret struct {
 	// Password is the entry "password"; HasPassword says whether the entry exists.
 	Password    string
 	HasPassword bool
+	// IsForbidden says that the program may not read the Secret.
+	IsForbidden bool
 }
 
 // PeerByName returns the peer with that name, or nil.

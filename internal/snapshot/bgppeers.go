@@ -309,6 +309,8 @@ func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta
 	case i < 0:
 		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret,
 			"%s: no Secret %q of type kubernetes.io/basic-auth exists in namespace %q: create it with the entry \"password\", or correct the name", field, name, o.Namespace)
+	case objects.Secrets[i].IsForbidden:
+		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: Gantry has no right to read the Secret %q: add its name to the chart's value bgp.passwordSecrets, or to the Roles of Gantry", field, name)
 	case !objects.Secrets[i].HasPassword || objects.Secrets[i].Password == "":
 		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or it is empty: write the password there", field, name)
 	case len(objects.Secrets[i].Password) > maxTCPMD5PasswordBytes:

@@ -53,6 +53,8 @@ type ClusterFeedOptions struct {
 	Self string
 	// ConfigurationScope is the part of the configuration to read.
 	ConfigurationScope configuration.ConfigurationScope
+	// PasswordSecrets reads the Secrets of the BGPPeers.
+	PasswordSecrets *configuration.PasswordSecrets
 	// TreatSilentKubeletAsUnfit makes nodes unfit whose kubelet is silent.
 	TreatSilentKubeletAsUnfit bool
 	// TrafficObserver gets the Services and EndpointSlices with what a service proxy needs of them;
@@ -151,6 +153,9 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 	})
 	following.Go(func() {
 		endpoints.followObjects(ctx, f.options.WatchClient, &discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} })
+	})
+	following.Go(func() {
+		f.options.PasswordSecrets.Run(ctx, func() { f.rebuildSnapshot(ctx, nil) })
 	})
 	if !toolscache.WaitForCacheSync(ctx.Done(), append(synced, services.hasSynced, endpoints.hasSynced)...) {
 		return nil
@@ -280,6 +285,7 @@ func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 		f.options.Log.Error("reading the configuration from the cache", "error", err)
 		return
 	}
+	o.Secrets = f.options.PasswordSecrets.SecretsOfPeers(read, o.BGPPeers)
 	f.mu.Lock()
 	for name, set := range f.labelsByNode {
 		o.Nodes = append(o.Nodes, snapshot.NodeLabels{Name: name, Labels: set})

@@ -31,7 +31,11 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 		failOnError(t, s.ApplyManifests(ctx, text))
 		failOnError(t, s.AwaitGantryRollout(ctx))
 		applyAndCheckFirstService(ctx, t, s, "plain")
-		checkWhetherServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "yes")
+		for _, account := range []string{"gantry-speaker", "gantry-controller"} {
+			checkWhetherServiceAccountMay(ctx, t, s, account, "get secrets/router-password", "yes")
+			checkWhetherServiceAccountMay(ctx, t, s, account, "list secrets", "no")
+			checkWhetherServiceAccountMay(ctx, t, s, account, "watch secrets", "no")
+		}
 		checkNoEndpointsReported(ctx, t, s)
 		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "delete", "bgppeer", "router")
 		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=3m")
@@ -125,7 +129,13 @@ spec: {receiveInterval: 300}
 apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: router, namespace: metallb-system}
-spec: {myASN: 64500, peerASN: 64501, peerAddress: 192.168.0.1, bfdProfile: fast}
+spec: {myASN: 64500, peerASN: 64501, peerAddress: 192.168.0.1, bfdProfile: fast, passwordSecret: {name: router-password}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: router-password, namespace: metallb-system}
+type: kubernetes.io/basic-auth
+stringData: {password: p}
 ---
 apiVersion: metallb.io/v1beta1
 kind: BGPAdvertisement
@@ -204,23 +214,26 @@ func checkNoInstalledObjectLeft(ctx context.Context, t *testing.T, s *cluster.Cl
 	}
 }
 
-// checkWhetherServiceAccountMayList checks whether a service account may list a resource in
-// Gantry's namespace.
-func checkWhetherServiceAccountMayList(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
+// checkWhetherServiceAccountMay checks whether a service account has a right in Gantry's namespace:
+// a verb and a resource, with the name of an object or without.
+func checkWhetherServiceAccountMay(ctx context.Context, t *testing.T, s *cluster.Cluster, account, right, want string) {
 	t.Helper()
 	// The API server sees a Role some time after it was written.
 	failOnError(t, cluster.AwaitNoError(ctx, "the rights of "+account, func(ctx context.Context) error {
-		out, _ := s.RunKubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.DefaultNamespace, "--as=system:serviceaccount:"+names.DefaultNamespace+":"+account)
+		verb, resource, _ := strings.Cut(right, " ")
+		out, _ := s.RunKubectl(ctx, "", "auth", "can-i", verb, resource, "-n", names.DefaultNamespace, "--as=system:serviceaccount:"+names.DefaultNamespace+":"+account)
 		if strings.TrimSpace(out) != want {
-			return fmt.Errorf("may %s list %s: %s, want %s", account, resource, out, want)
+			return fmt.Errorf("may %s %s: %s, want %s", account, right, out, want)
 		}
 		return nil
 	}))
 }
 
 func checkNoAccessToSecrets(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	checkWhetherServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "no")
-	checkWhetherServiceAccountMayList(ctx, t, s, "gantry-controller", "secrets", "no")
+	for _, account := range []string{"gantry-speaker", "gantry-controller"} {
+		checkWhetherServiceAccountMay(ctx, t, s, account, "get secrets", "no")
+		checkWhetherServiceAccountMay(ctx, t, s, account, "list secrets", "no")
+	}
 }
 
 // checkMetricsEndpoints fetches the metrics as Prometheus does: from each endpoint of the Services

@@ -32,6 +32,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,6 +102,7 @@ func TestManifestFilesHaveExpectedOutcomes(t *testing.T) {
 	b := &manifestOutcomeChecker{c, &validate.ConfigurationValidator{
 		Reader: c, ConfigurationScope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, CreationTimeOfNewObject: time.Now,
 		LatestSnapshot: func() *snapshot.Snapshot { return nil }, LatestClusterAddresses: func() []snapshot.ClusterAddressRange { return nil },
+		ReadSecretsOfPeers: configuration.NewPasswordSecrets(configuration.PasswordSecretsOptions{LiveReader: c, Namespace: names.DefaultNamespace, Now: time.Now, Log: slog.New(slog.DiscardHandler)}).PeekSecretsOfPeers,
 	}}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.applyManifestFileAndCheckOutcomes(t, file) })

@@ -7,7 +7,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- range regexSplit "(?m)^---$" (toString $text) -1 }}
 {{- $o := dict "root" $.root "object" (fromYaml .) }}
 {{- if include "gantry.isWanted" $o }}
-{{- range list "namespace" "names" "labels" "webhook" "monitoring" "networkPolicy" }}
+{{- range list "namespace" "names" "labels" "passwords" "webhook" "monitoring" "networkPolicy" }}
 {{- $_ := include (printf "gantry.change.%s" .) $o }}
 {{- end }}
 ---
@@ -78,6 +78,15 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- define "gantry.change.labels" -}}
 {{- with .root.Values.commonLabels }}
 {{- $_ := set $.object.metadata "labels" (merge ($.object.metadata.labels | default dict) .) }}
+{{- end }}
+{{- end -}}
+
+{{/* Which Secrets with passwords of BGPPeers may be read. The other rules about Secrets have names already. */}}
+{{- define "gantry.change.passwords" -}}
+{{- with .root.Values.bgp.passwordSecrets }}
+{{- range $.object.rules }}
+{{- if and (hasKey . "resources") (has "secrets" (.resources | default list)) (eq (join "," .verbs) "get") }}{{ $_ := set . "resourceNames" $.root.Values.bgp.passwordSecrets }}{{ end }}
+{{- end }}
 {{- end }}
 {{- end -}}
 

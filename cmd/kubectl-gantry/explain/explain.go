@@ -23,6 +23,7 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 	"github.com/gantry-lb/gantry/controller/announcedcondition"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
@@ -104,30 +105,45 @@ func (e *Explainer) mayListEssentialResources() bool {
 
 // readConfiguration builds the Snapshot from what was listed.
 func (e *Explainer) readConfiguration(ctx context.Context) (*configurationreader.Configuration, error) {
-	if err := e.listPasswordSecrets(ctx); err != nil {
+	secrets, err := e.listPasswordSecrets(ctx)
+	if err != nil {
 		return nil, err
 	}
 	o, err := configurationreader.ReadAllObjects(ctx, e.objectReader, e.configurationScope())
 	if err != nil {
 		return nil, err
 	}
-	o.Secrets = append(o.Secrets, e.substituteUnreadableSecrets(&o)...)
+	o.Secrets = append(secrets, e.substituteUnreadableSecrets(&o)...)
 	config := &configurationreader.Configuration{Nodes: o.Nodes}
 	config.Snapshot, config.Problems = snapshot.BuildSnapshot(o)
 	return config, nil
 }
 
 // listPasswordSecrets lists the Secrets, if a BGPPeer names one.
-func (e *Explainer) listPasswordSecrets(ctx context.Context) error {
+func (e *Explainer) listPasswordSecrets(ctx context.Context) ([]snapshot.BasicAuthSecret, error) {
 	var peers v1beta2.BGPPeerList
 	if err := e.objectReader.List(ctx, &peers, client.InNamespace(e.gantryNamespace)); err != nil {
-		return err
+		return nil, err
 	}
 	if !slices.ContainsFunc(peers.Items, func(p v1beta2.BGPPeer) bool { return p.Spec.PasswordSecret.Name != "" }) {
 		e.objectReader.AssumeNoObjectsOfKind(&corev1.SecretList{}, e.gantryNamespace)
-		return nil
+		return nil, nil
 	}
-	return e.objectReader.ListAndCacheKinds(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.gantryNamespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
+	ofType := fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))
+	if err := e.objectReader.ListAndCacheKinds(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.gantryNamespace, Fields: ofType}); err != nil {
+		return nil, err
+	}
+	var listed corev1.SecretList
+	if err := e.objectReader.List(ctx, &listed, client.InNamespace(e.gantryNamespace)); err != nil {
+		return nil, err
+	}
+	var out []snapshot.BasicAuthSecret
+	for i := range listed.Items {
+		if secret, ok := configuration.BasicAuthSecretOf(&listed.Items[i]); ok {
+			out = append(out, secret)
+		}
+	}
+	return out, nil
 }
 
 // substituteUnreadableSecrets stand for Secrets that the user may not read: they are assumed to be
