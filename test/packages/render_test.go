@@ -303,6 +303,7 @@ func TestInvalidHelmValuesAreRefused(t *testing.T) {
 		`speaker: {tolerations: [{operator: exists}]}`: {"/speaker/tolerations/0/operator", "'Exists'"},
 		`image: registry.example/gantry:v1`:            {"/image", "want object"},
 		`image: {digest: abc}`:                         {"/image/digest", "sha256"},
+		`networkPolicies: {apiServerPorts: []}`:        {"/networkPolicies/apiServerPorts", "minItems"},
 		`metrics: {protocol: tls}`:                     {"/metrics/protocol", "'https'"},
 		`prometheus: {interval: often}`:                {"/prometheus/interval", "pattern"},
 		`speaker: {resources: {request: {cpu: 1}}}`:    {"/speaker/resources", "request", "not allowed"},

@@ -22,7 +22,8 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- $values := .root.Values }}
 {{- with .object }}
 {{- if eq (.kind | default "") "ServiceAccount" }}
-{{- if (index $values (trimPrefix "gantry-" .metadata.name)).serviceAccount.create }}yes{{ end }}
+{{- $create := (index $values (trimPrefix "gantry-" .metadata.name)).serviceAccount.create }}
+{{- if kindIs "invalid" $create | ternary $values.rbac.create $create }}yes{{ end }}
 {{- else if regexMatch "^(Cluster)?Role" (.kind | default "") }}
 {{- if $values.rbac.create }}yes{{ end }}
 {{- else if .kind }}yes{{ end }}
@@ -148,13 +149,18 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- end }}
 {{- end -}}
 
-{{/* The ports of the controller in its NetworkPolicy. */}}
+{{/* The ports of the controller and of the API server in the NetworkPolicy. */}}
 {{- define "gantry.change.networkPolicy" -}}
 {{- $ports := list }}
 {{- range $port := values .root.Values.controller.ports | sortAlpha }}
 {{- if ne $port "0" }}{{ $ports = append $ports (dict "protocol" "TCP" "port" (int $port)) }}{{ end }}
 {{- end }}
-{{- if eq .object.kind "NetworkPolicy" }}{{ $_ := set .object.spec "ingress" (list (dict "ports" $ports)) }}{{ end }}
+{{- $apiServerPorts := list }}
+{{- range .root.Values.networkPolicies.apiServerPorts }}{{ $apiServerPorts = append $apiServerPorts (dict "protocol" "TCP" "port" (int .)) }}{{ end }}
+{{- if eq .object.kind "NetworkPolicy" }}
+{{- $_ := set .object.spec "ingress" (list (dict "ports" $ports)) }}
+{{- $_ := set .object.spec "egress" (list (dict "ports" $apiServerPorts)) }}
+{{- end }}
 {{- end -}}
 
 {{/* Alerts that differ from config/components/prometheus/rules.yaml. */}}
