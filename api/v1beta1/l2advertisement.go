@@ -58,11 +58,13 @@ type L2AdvertisementExtension struct {
 	Rebalance string `json:"rebalance,omitempty"`
 	// WireCheck says what happens if a host answers for an address that no node holds. Enforce asks
 	// before a node takes the address, and waits until the host is silent: two hosts with one
-	// address would harm each other. With Warn, a node answers at once for an address that no node
-	// has held yet, and asks meanwhile. If a host answers, the node leaves the address to the host.
-	// Warn takes an address that a node has held before, and reports the host. Off takes every
-	// address, answers at once for new ones, and says nothing. The answer of the network for a node
-	// that is dead does not count as a host. Default: Enforce. Example: Warn.
+	// address would harm each other. With Warn, a node answers at once for a new address, and asks
+	// meanwhile. If a host answers, the node leaves the address to the host. Warn takes an address
+	// that a node has held before, and reports the host. Off takes every address, answers at once
+	// for new ones, and says nothing. An address is new if no speaker remembers that a node has
+	// held it: they forget it ten minutes after no node could hold it any more, and when all of
+	// them restart together. The answer of the network for a node that is dead does not count as a
+	// host. Default: Enforce. Example: Warn.
 	// +kubebuilder:validation:Enum=Off;Warn;Enforce
 	// +optional
 	WireCheck string `json:"wireCheck,omitempty"`

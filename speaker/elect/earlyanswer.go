@@ -10,8 +10,9 @@ import (
 // node stops, and no other node has noticed anything.
 
 // isBlockedByAnswer reports whether the answer of a host keeps this node from taking the address.
-// With WireCheckWarn a host keeps an address that no node has held yet: then it was there first. An
-// address that a node has held before is taken from a host, since its clients are the cluster's.
+// With WireCheckWarn a host keeps an address for which no claim is known: then it was there first,
+// as far as the speakers remember. An address that a node has held before is taken from a host,
+// since its clients are the cluster's.
 func (a *addressState) isBlockedByAnswer() bool {
 	switch a.bid.WireCheck {
 	case intent.WireCheckEnforce:
