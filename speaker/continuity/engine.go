@@ -1,8 +1,7 @@
 // Package continuity serves new connections while a node is dead and Kubernetes does not know it
 // yet. It joins what the API server says about Services and endpoints with what the agent says
 // about dead nodes and announced addresses, and passes the decisions of package steering to the
-// kernel. One goroutine owns the state. Nothing else in the speaker waits for it, except that the
-// readers of Services and EndpointSlices wait while it writes rules.
+// kernel. One goroutine owns the state. Nothing else in the speaker waits for it.
 package continuity
 
 import (
@@ -53,7 +52,7 @@ type Options struct {
 // Engine steers new connections around dead nodes. Only Run uses its state.
 type Engine struct {
 	options        Options
-	serviceChanges chan serviceChange
+	pendingChanges *pendingChanges
 	agentStatuses  *latest.Value[agent.Status]
 	metrics        steeringMetrics
 	fault          atomic.Pointer[names.Explanation]
@@ -71,13 +70,6 @@ type Engine struct {
 	retryAt time.Time
 }
 
-// serviceChange is a change of a Service or of its EndpointSlices.
-type serviceChange struct {
-	service view.ObjectKey
-	// apply changes the Service. A Service with neither traffic nor slices is forgotten.
-	apply func(*steering.Service)
-}
-
 const (
 	// minDecisionInterval bounds how often everything is decided again. The death of a node does
 	// not wait for it.
@@ -92,36 +84,29 @@ const (
 // NewEngine returns an Engine that does nothing before Run.
 func NewEngine(o Options) *Engine {
 	return &Engine{
-		options: o, serviceChanges: make(chan serviceChange, 64), agentStatuses: latest.NewValue[agent.Status](), metrics: newSteeringMetrics(),
+		options: o, pendingChanges: newPendingChanges(), agentStatuses: latest.NewValue[agent.Status](), metrics: newSteeringMetrics(),
 		services: map[view.ObjectKey]*steering.Service{},
 	}
 }
 
-// SetService adds or replaces a Service. It blocks while rules are written, until ctx ends.
-func (e *Engine) SetService(ctx context.Context, s view.Service) {
+// SetService adds or replaces a Service. It does not block.
+func (e *Engine) SetService(s view.Service) {
 	if !s.IsLoadBalancer || s.LoadBalancerClass != e.options.LoadBalancerClass {
-		e.RemoveService(ctx, s.Key)
+		e.RemoveService(s.Key)
 		return
 	}
-	e.postChange(ctx, serviceChange{s.Key, func(o *steering.Service) { o.Addresses, o.Traffic = s.AssignedAddresses, s.Traffic }})
+	e.pendingChanges.merge(s.Key, serviceChange{exposure: &exposure{s.AssignedAddresses, s.Traffic}})
 }
 
-// RemoveService removes a Service.
-func (e *Engine) RemoveService(ctx context.Context, k view.ObjectKey) {
-	e.postChange(ctx, serviceChange{k, func(o *steering.Service) { o.Addresses, o.Traffic = nil, nil }})
+// RemoveService removes a Service. It does not block.
+func (e *Engine) RemoveService(k view.ObjectKey) {
+	e.pendingChanges.merge(k, serviceChange{exposure: &exposure{}})
 }
 
 // SetEndpointSlices replaces the EndpointSlices of a Service. The caller must not change them any
-// more.
-func (e *Engine) SetEndpointSlices(ctx context.Context, k view.ObjectKey, all []view.EndpointSlice) {
-	e.postChange(ctx, serviceChange{k, func(o *steering.Service) { o.Slices = all }})
-}
-
-func (e *Engine) postChange(ctx context.Context, c serviceChange) {
-	select {
-	case e.serviceChanges <- c:
-	case <-ctx.Done():
-	}
+// more. It does not block.
+func (e *Engine) SetEndpointSlices(k view.ObjectKey, all []view.EndpointSlice) {
+	e.pendingChanges.merge(k, serviceChange{slices: &all})
 }
 
 // ObserveStatus takes what the agent knows. It does not block.
@@ -145,10 +130,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case c := <-e.serviceChanges:
-			e.applyChange(c)
-			for range len(e.serviceChanges) { // many changes cost one decision
-				e.applyChange(<-e.serviceChanges)
+		case <-e.pendingChanges.wake.C():
+			for k, c := range e.pendingChanges.take() { // many changes cost one decision
+				e.applyChange(k, c)
 			}
 		case s := <-e.agentStatuses.C():
 			e.applyAgentStatus(s)
@@ -164,18 +148,18 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-func (e *Engine) applyChange(c serviceChange) {
+func (e *Engine) applyChange(k view.ObjectKey, c serviceChange) {
 	s := steering.Service{}
-	if known := e.services[c.service]; known != nil {
+	if known := e.services[k]; known != nil {
 		s = *known
 	}
-	c.apply(&s)
+	c.applyTo(&s)
 	e.mustDecide = e.mustDecide || len(e.deadSinceByNode) > 0
 	if s.Traffic == nil && len(s.Slices) == 0 {
-		delete(e.services, c.service)
+		delete(e.services, k)
 		return
 	}
-	e.services[c.service] = &s
+	e.services[k] = &s
 }
 
 func (e *Engine) applyAgentStatus(s agent.Status) {

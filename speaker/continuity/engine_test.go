@@ -23,9 +23,15 @@ type fakePacketRules struct {
 	steering                intent.Steering
 	writes                  int
 	forgotten               []intent.Steering
+	kernelAnswer            chan struct{} // CheckKernel waits until it is closed, unless it is nil
 }
 
-func (f *fakePacketRules) CheckKernel() error                  { return f.kernelError }
+func (f *fakePacketRules) CheckKernel() error {
+	if f.kernelAnswer != nil {
+		<-f.kernelAnswer
+	}
+	return f.kernelError
+}
 func (f *fakePacketRules) HasServiceProxyRules() (bool, error) { return f.hasProxy, nil }
 func (f *fakePacketRules) HasLeftoversToRemove() bool          { return false }
 func (f *fakePacketRules) SetSteering(s intent.Steering) error {
@@ -44,6 +50,8 @@ func (f *fakePacketRules) RemoveTable() error { f.isRemoved, f.steering = true, 
 var (
 	address = netip.MustParseAddr("192.0.2.1")
 	webKey  = view.ObjectKey{Namespace: "default", Name: "web"}
+	// webService is a Service that kube-proxy serves.
+	webService = view.Service{Key: webKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}, Traffic: &view.ServiceTraffic{Ports: []view.TrafficPort{{Port: view.Port{Protocol: "TCP", Number: 80}}}}}
 )
 
 func webSlice(nodes ...string) []view.EndpointSlice {
@@ -69,21 +77,21 @@ func deadStatus() agent.Status {
 }
 
 // runEngine runs an engine for a Service with a Pod on node2 and node3.
-func runEngine(t *testing.T, f *fakePacketRules, test func(e *Engine, ctx context.Context)) {
+func runEngine(t *testing.T, f *fakePacketRules, test func(e *Engine)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		e := NewEngine(Options{PacketRules: f, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 		ended := make(chan struct{})
 		go func() { defer close(ended); _ = e.Run(ctx) }()
-		e.SetService(ctx, view.Service{Key: webKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}, Traffic: &view.ServiceTraffic{Ports: []view.TrafficPort{{Port: view.Port{Protocol: "TCP", Number: 80}}}}})
-		e.SetEndpointSlices(ctx, webKey, webSlice("node2", "node3"))
+		e.SetService(webService)
+		e.SetEndpointSlices(webKey, webSlice("node2", "node3"))
 		e.ObserveStatus(aliveStatus())
 		synctest.Wait()
 		if f.writes != 0 {
 			t.Error("rules were written while all nodes live")
 		}
-		test(e, ctx)
+		test(e)
 		cancel()
 		<-ended
 		if !f.isRemoved {
@@ -94,7 +102,7 @@ func runEngine(t *testing.T, f *fakePacketRules, test func(e *Engine, ctx contex
 
 func TestDeathIsSteeredAroundAtOnceUntilTheNodeIsBack(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true}
-	runEngine(t, f, func(e *Engine, _ context.Context) {
+	runEngine(t, f, func(e *Engine) {
 		e.ObserveStatus(deadStatus())
 		synctest.Wait()
 		if len(f.steering) != 1 || len(f.steering[0].LivingEndpoints) != 1 || len(f.forgotten) != 1 {
@@ -111,10 +119,10 @@ func TestDeathIsSteeredAroundAtOnceUntilTheNodeIsBack(t *testing.T) {
 
 func TestSteeringFollowsEndpointsAndEndsAfterAMinute(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true}
-	runEngine(t, f, func(e *Engine, ctx context.Context) {
+	runEngine(t, f, func(e *Engine) {
 		e.ObserveStatus(deadStatus())
 		synctest.Wait()
-		e.SetEndpointSlices(ctx, webKey, webSlice("node1", "node2", "node3"))
+		e.SetEndpointSlices(webKey, webSlice("node1", "node2", "node3"))
 		time.Sleep(minDecisionInterval)
 		synctest.Wait()
 		if len(f.steering) != 1 || len(f.steering[0].LivingEndpoints) != 2 || len(f.forgotten) != 1 {
@@ -139,7 +147,7 @@ func TestAddressesThatRoutersSendAreSteeredOnUsableLinks(t *testing.T) {
 
 func TestNothingIsSteeredWithoutServiceProxyUntilItStarts(t *testing.T) {
 	f := &fakePacketRules{}
-	runEngine(t, f, func(e *Engine, _ context.Context) {
+	runEngine(t, f, func(e *Engine) {
 		if got := e.Fault().Reason; got != names.ReasonNoServiceProxy {
 			t.Errorf("the fault is %q, want %q", got, names.ReasonNoServiceProxy)
 		}
@@ -159,7 +167,7 @@ func TestNothingIsSteeredWithoutServiceProxyUntilItStarts(t *testing.T) {
 
 func TestRefusedRulesAreReportedAndTriedAgain(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true, writeError: errors.New("out of memory")}
-	runEngine(t, f, func(e *Engine, _ context.Context) {
+	runEngine(t, f, func(e *Engine) {
 		e.ObserveStatus(deadStatus())
 		synctest.Wait()
 		if got := e.Fault().Reason; got != names.ReasonPacketRulesRefused {
@@ -176,9 +184,45 @@ func TestRefusedRulesAreReportedAndTriedAgain(t *testing.T) {
 
 func TestMissingCapabilityIsReported(t *testing.T) {
 	f := &fakePacketRules{kernelError: errors.New("operation not permitted")}
-	runEngine(t, f, func(e *Engine, _ context.Context) {
+	runEngine(t, f, func(e *Engine) {
 		if got := e.Fault(); got.Reason != names.ReasonPacketRulesRefused {
 			t.Errorf("the fault is %v, want %q", got, names.ReasonPacketRulesRefused)
 		}
+	})
+}
+
+// TestKernelThatDoesNotAnswerDelaysNobody posts more changes than a channel would hold.
+func TestKernelThatDoesNotAnswerDelaysNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		f := &fakePacketRules{hasProxy: true, kernelAnswer: answer}
+		e := NewEngine(Options{PacketRules: f, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended, posted := make(chan struct{}), make(chan struct{})
+		go func() { defer close(ended); _ = e.Run(ctx) }()
+		go func() {
+			defer close(posted)
+			for range 1000 {
+				e.SetService(webService)
+				e.SetEndpointSlices(webKey, webSlice("node2"))
+				e.RemoveService(view.ObjectKey{Namespace: "default", Name: "gone"})
+			}
+			e.SetEndpointSlices(webKey, webSlice("node2", "node3"))
+		}()
+		synctest.Wait()
+		select {
+		case <-posted:
+		default:
+			t.Error("who reads Services waits for the kernel")
+		}
+		close(answer)
+		e.ObserveStatus(deadStatus())
+		time.Sleep(2 * minDecisionInterval)
+		synctest.Wait()
+		if len(f.steering) != 1 || len(f.steering[0].DeadEndpoints) != 1 {
+			t.Errorf("when the kernel has answered, steered is %v, want the port with the newest endpoints", f.steering)
+		}
+		cancel()
+		<-ended
 	})
 }

@@ -103,6 +103,9 @@ func addAffinityRules(b *tableBuilder) error {
 		return fmt.Errorf("opening a socket for nftables: %w", err)
 	}
 	defer conn.Close()
+	if err := configureSocket(conn); err != nil {
+		return fmt.Errorf("preparing a socket for nftables: %w", err)
+	}
 	mark := func(kind netlink.HeaderType) netlink.Message {
 		return netlink.Message{Header: netlink.Header{Type: kind, Flags: netlink.Request}, Data: []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES}}
 	}

@@ -45,10 +45,30 @@ const leftoversTimeout = time.Minute
 // the whole transaction in one message.
 const sendBufferBytes = 64 << 20
 
+// kernelTimeout bounds the wait for the answers to one transaction. A kernel that cannot load
+// nf_tables answers once to all its messages, and the library waits for one answer to each.
+const kernelTimeout = 5 * time.Second
+
 func openConn() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return errors.Join(c.SetWriteBuffer(sendBufferBytes), c.SetReadBuffer(1<<20))
-	}))
+	return nftables.New(nftables.WithSockOptions(configureSocket))
+}
+
+// configureSocket prepares a socket for one transaction that begins now.
+func configureSocket(c *netlink.Conn) error {
+	return errors.Join(c.SetWriteBuffer(sendBufferBytes), c.SetReadBuffer(1<<20), c.SetDeadline(time.Now().Add(kernelTimeout)))
+}
+
+// flush sends a transaction. It returns the first error: after the deadline there is one for each
+// message.
+func flush(conn *nftables.Conn) error { return firstError(conn.Flush()) }
+
+// firstError returns the first of the errors that are joined in err, or err if none are.
+func firstError(err error) error {
+	var joined interface{ Unwrap() []error }
+	for errors.As(err, &joined) {
+		err = joined.Unwrap()[0]
+	}
+	return err
 }
 
 // SetSteering replaces what is steered, in one transaction. After an error nothing has changed. The
@@ -100,7 +120,7 @@ func (w *Writer) RemoveTable() error {
 	conn, err := openConn()
 	if err == nil {
 		newTableBuilder(conn).deleteTable()
-		err = conn.Flush()
+		err = flush(conn)
 	}
 	if err != nil {
 		return fmt.Errorf("removing the nftables table %s: %w", tableName, err)
@@ -126,7 +146,7 @@ func (w *Writer) writeWholeTable(content tableContent) error {
 	if b.err != nil {
 		return b.err
 	}
-	return conn.Flush()
+	return flush(conn)
 }
 
 // addContent adds what the table does not have yet.
@@ -181,7 +201,7 @@ func (w *Writer) writeChanges(content tableContent) error {
 	if b.err != nil {
 		return b.err
 	}
-	return conn.Flush()
+	return flush(conn)
 }
 
 // CheckKernel returns why the kernel refuses the rules. It asks with a transaction that adds the
@@ -201,7 +221,7 @@ func (w *Writer) CheckKernel() error {
 	}
 	b.conn.DelTable(b.table)
 	if b.err == nil {
-		b.err = conn.Flush()
+		b.err = flush(conn)
 	}
 	if b.err != nil {
 		return fmt.Errorf("asking the kernel for nftables rules: %w", b.err)

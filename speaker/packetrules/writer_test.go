@@ -1,12 +1,18 @@
 package packetrules
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -242,4 +248,37 @@ func TestOnlyUnansweredConnectionsAreForgotten(t *testing.T) {
 		p.DeadEndpoints = p.LivingEndpoints // as if their node only seemed dead
 		forget(p, 0)
 	})
+}
+
+// TestKernelThatDoesNotAnswerIsGivenUp stands for a kernel that cannot load nf_tables.
+func TestKernelThatDoesNotAnswerIsGivenUp(t *testing.T) {
+	t.Parallel()
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := configureSocket(c); err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan error, 1)
+	go func() { _, err := c.Receive(); answer <- err }()
+	select {
+	case err := <-answer:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("without an answer the error is %v, want %v", err, os.ErrDeadlineExceeded)
+		}
+	case <-time.After(2 * kernelTimeout):
+		t.Error("the socket still waits for an answer")
+	}
+}
+
+func TestManyErrorsOfOneTransactionAreReportedAsTheFirst(t *testing.T) {
+	var all error
+	for _, e := range []error{unix.EOPNOTSUPP, os.ErrDeadlineExceeded, os.ErrDeadlineExceeded} {
+		all = errors.Join(all, e)
+	}
+	if got := firstError(fmt.Errorf("conn.Receive: %w", all)); got != unix.EOPNOTSUPP {
+		t.Errorf("the error is %q, want %q", got, unix.EOPNOTSUPP)
+	}
 }

@@ -20,7 +20,7 @@ const maxChangesPerPost = 500
 // newServiceFollower follows the Services. It ignores those that are not of type LoadBalancer.
 func (f *ClusterFeed) newServiceFollower(ctx context.Context) *objectFollower[*view.Service] {
 	set := func(v *view.Service) {
-		f.observeService(ctx, v)
+		f.observeService(v)
 		f.postChanges(ctx, f.appendServiceChange(nil, v))
 	}
 	return &objectFollower[*view.Service]{
@@ -39,7 +39,7 @@ func (f *ClusterFeed) newServiceFollower(ctx context.Context) *objectFollower[*v
 		onAdd:    set,
 		onUpdate: set,
 		onDelete: func(v *view.Service) {
-			f.observeRemovedService(ctx, v.Key)
+			f.observeRemovedService(v.Key)
 			f.postChanges(ctx, f.appendServiceRemoval(nil, v.Key))
 		},
 		onReplace:    func(all []*view.Service) { f.postReplacedServices(ctx, all) },
@@ -70,14 +70,14 @@ func (f *ClusterFeed) postReplacedServices(ctx context.Context, all []*view.Serv
 	var out []agent.PlannerInputChange
 	for i, v := range all {
 		delete(gone, v.Key)
-		f.observeService(ctx, v)
+		f.observeService(v)
 		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= maxChangesPerPost {
 			f.options.Agent.PostChanges(ctx, out...)
 			out = nil
 		}
 	}
 	for k := range gone {
-		f.observeRemovedService(ctx, k)
+		f.observeRemovedService(k)
 		out = f.appendServiceRemoval(out, k)
 	}
 	f.postChanges(ctx, out)
@@ -167,7 +167,7 @@ func (f *ClusterFeed) postEndpointChanges(ctx context.Context, services ...view.
 	var out []agent.PlannerInputChange
 	for i, k := range services {
 		if k.Name != "" && !slices.Contains(services[:i], k) {
-			f.observeEndpointSlices(ctx, k)
+			f.observeEndpointSlices(k)
 			out = append(out, agent.NewEndpointsReplacedChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
 		}
 	}

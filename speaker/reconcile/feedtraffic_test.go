@@ -1,7 +1,6 @@
 package reconcile
 
 import (
-	"context"
 	"net/netip"
 	"testing"
 
@@ -15,13 +14,13 @@ type recordingTrafficObserver struct {
 	slices   map[view.ObjectKey][]view.EndpointSlice
 }
 
-func (o *recordingTrafficObserver) SetService(_ context.Context, s view.Service) {
+func (o *recordingTrafficObserver) SetService(s view.Service) {
 	o.services[s.Key] = s
 }
-func (o *recordingTrafficObserver) RemoveService(_ context.Context, k view.ObjectKey) {
+func (o *recordingTrafficObserver) RemoveService(k view.ObjectKey) {
 	delete(o.services, k)
 }
-func (o *recordingTrafficObserver) SetEndpointSlices(_ context.Context, k view.ObjectKey, all []view.EndpointSlice) {
+func (o *recordingTrafficObserver) SetEndpointSlices(k view.ObjectKey, all []view.EndpointSlice) {
 	o.slices[k] = all
 }
 
