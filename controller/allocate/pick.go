@@ -228,12 +228,16 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 // pickSharedOrFreeAddressFromPool picks an address of the family from the pool: one that the
 // Service may share, or a free one, as the pool's order says.
 func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Family) bool {
-	if d.countDecidedOfFamily(f) >= src.pool.LimitPerService() {
-		d.fullPerServicePools = append(d.fullPerServicePools, src)
-		return false
-	}
 	st := src.forFamily(f)
 	free, ok := d.nextFreePositionUnusedByDecision(st)
+	if d.countDecidedOfFamily(f) >= d.maxAddressesPerFamily(src, f) {
+		if ok {
+			d.fullPerServicePools = append(d.fullPerServicePools, src)
+		} else {
+			d.exhaustedPools, d.exhaustedFamilyPools = append(d.exhaustedPools, src), append(d.exhaustedFamilyPools, st)
+		}
+		return false
+	}
 	for at := range d.shareablePositions(st) {
 		if ok && at > free && st.assignsLowestAddressFirst() {
 			break
@@ -253,6 +257,26 @@ func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Fam
 	}
 	d.pickedAddresses = append(d.pickedAddresses, pickedAddress{st.assignableNumbering.addressAtPosition(free), src})
 	return true
+}
+
+// maxAddressesPerFamily returns how many addresses of the family the Service may have to get one
+// from the pool. A Service that had more before gets as many others for its retired addresses:
+// nobody loses an address because its pool is retired.
+func (d *decider) maxAddressesPerFamily(src *poolEntry, f ipfamily.Family) int {
+	before, isRetired := 0, false
+	for _, a := range d.stillHoldableAssignmentBefore.Addresses {
+		if ipfamily.FamilyOf(a) != f {
+			continue
+		}
+		before++
+		if owner := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a)); owner != nil && owner.pool.IsAddressRetired(a) {
+			isRetired = isRetired || slices.Contains(d.service.AddressesToExchange, a)
+		}
+	}
+	if isRetired {
+		return max(src.pool.LimitPerService(), before)
+	}
+	return src.pool.LimitPerService()
 }
 
 // nextFreePositionUnusedByDecision returns the next free position that is pickable. Few addresses

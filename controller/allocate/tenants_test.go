@@ -220,3 +220,32 @@ func TestTextsQuoteOnlyTheStartOfLongRequests(t *testing.T) {
 		}
 	}
 }
+
+// A Service with two addresses of a family gets two others when their pool is retired, although the
+// other pool gives one Service one only. A change that its user makes gets one.
+func TestRetiredAddressesAreReplacedBeyondTheLimit(t *testing.T) {
+	old := newPool(t, "a", "192.0.2.0/31")
+	young := editPool(newPool(t, "b", "198.51.100.0/28"), withServiceLimit(0))
+	w := newLedgerHarness(t, old)
+	w.editServiceAndCarryOutDecision("web", withRequestedAddressesPerFamily(2))
+	retiring := editPool(old, func(p *snapshot.Pool) {
+		p.Retirement, p.ExcludedRanges = &snapshot.Retirement{WholePool: true}, p.Ranges
+	})
+	w.setPools(retiring, young)
+	w.ledger.UseSnapshot(w.snapshot)
+	d, moved := DecideAssignmentWithoutRetired(w.lastServiceByName["web"], w.ledger, w.snapshot)
+	w.wantDecision(d, "198.51.100.0, 198.51.100.1", names.ReasonAssigned)
+	if !moved {
+		t.Error("the Service keeps its retired addresses")
+	}
+	w.setPools(old, young)
+	d = w.editServiceAndCarryOutDecision("web", withRequestedPool("b"))
+	w.wantDecision(d, "198.51.100.0", names.ReasonServiceLimitReached)
+}
+
+// A pool without a free address of the family is not the pool whose limit must be raised.
+func TestLimitOfAPoolWithoutFreeAddressIsNoReason(t *testing.T) {
+	w := newLedgerHarness(t, newPool(t, "v4", "192.0.2.0"), editPool(newPool(t, "v6", "fd00:1::/124"), withServiceLimit(0)))
+	d := w.editServiceAndCarryOutDecision("web", withRequestedAddressesPerFamily(2))
+	w.wantDecision(d, "192.0.2.0", names.ReasonPoolExhausted)
+}
