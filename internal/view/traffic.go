@@ -3,9 +3,11 @@ package view
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	utilnet "k8s.io/utils/net"
 )
 
 // ServiceTraffic says what a service proxy does with packets to the external addresses of a
@@ -30,25 +32,43 @@ const labelServiceProxyName = "service.kubernetes.io/service-proxy-name"
 
 // TrafficOfService returns what kube-proxy does with packets that come from outside to the
 // addresses of the Service, if it sends them to endpoints of the whole cluster. It returns nil for
-// a Service that kube-proxy does not serve, and for the traffic policy Local.
+// a Service that kube-proxy does not serve, for the traffic policy Local, and if a source range is
+// not clear.
 func TrafficOfService(s *corev1.Service) *ServiceTraffic {
 	_, hasOtherProxy := s.Labels[labelServiceProxyName]
 	if s.Spec.Type != corev1.ServiceTypeLoadBalancer || s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal ||
 		s.Spec.ClusterIP == "" || s.Spec.ClusterIP == corev1.ClusterIPNone || hasOtherProxy || hasProxiedIngress(s) {
 		return nil
 	}
-	out := &ServiceTraffic{HasClientAffinity: s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP}
+	networks, ok := parseClientNetworks(s.Spec.LoadBalancerSourceRanges)
+	if !ok {
+		return nil
+	}
+	out := &ServiceTraffic{SourceRanges: networks, HasClientAffinity: s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP}
 	for _, p := range s.Spec.Ports {
 		out.Ports = append(out.Ports, TrafficPort{Name: InternString(p.Name), Port: Port{Protocol: InternString(string(p.Protocol)), Number: uint16(p.Port)}})
 	}
-	for _, text := range s.Spec.LoadBalancerSourceRanges {
-		if p, err := netip.ParsePrefix(text); err == nil {
-			out.SourceRanges = append(out.SourceRanges, p.Masked())
-		}
-	}
-	slices.SortFunc(out.SourceRanges, netip.Prefix.Compare)
-	out.SourceRanges = slices.Compact(out.SourceRanges)
 	return out
+}
+
+// parseClientNetworks parses the ranges of clients as Kubernetes does, which takes blanks and
+// leading zeros. It returns false if one cannot be parsed: without it more clients might get in.
+func parseClientNetworks(all []string) ([]netip.Prefix, bool) {
+	var out []netip.Prefix
+	for _, text := range all {
+		_, n, err := utilnet.ParseCIDRSloppy(strings.TrimSpace(text))
+		if err != nil {
+			return nil, false
+		}
+		a, _ := netip.AddrFromSlice(n.IP)
+		if a.Is4In6() { // IPv4 written as IPv6: not all programs read it alike
+			return nil, false
+		}
+		bits, _ := n.Mask.Size()
+		out = append(out, netip.PrefixFrom(a, bits))
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out), true
 }
 
 // hasProxiedIngress says whether kube-proxy leaves an address alone, because a load balancer in

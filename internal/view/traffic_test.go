@@ -32,13 +32,21 @@ func TestTrafficOfService(t *testing.T) {
 		"an ordinary Service": {func(*corev1.Service) {}, &ServiceTraffic{Ports: ports}},
 		"with session affinity": {func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP },
 			&ServiceTraffic{Ports: ports, HasClientAffinity: true}},
-		"with source ranges, one of them wrong": {func(s *corev1.Service) {
-			s.Spec.LoadBalancerSourceRanges = []string{"192.0.2.9/24", "all", "2001:db8::/32", "192.0.2.0/24"}
+		"with source ranges": {func(s *corev1.Service) {
+			s.Spec.LoadBalancerSourceRanges = []string{"192.0.2.9/24", "2001:db8::/32", "192.0.2.0/24"}
 		}, &ServiceTraffic{Ports: ports, SourceRanges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}}},
-		"with the traffic policy Local": {func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }, nil},
-		"of another type":               {func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }, nil},
-		"headless":                      {func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }, nil},
-		"of another service proxy":      {func(s *corev1.Service) { s.Labels = map[string]string{labelServiceProxyName: "mine"} }, nil},
+		"with source ranges that only Kubernetes parses": {func(s *corev1.Service) {
+			s.Spec.LoadBalancerSourceRanges = []string{" 192.0.2.0/24", "2001:db8::1/32 ", "010.001.0.0/16", "203.0.113.0/024"}
+		}, &ServiceTraffic{Ports: ports, SourceRanges: []netip.Prefix{
+			netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8::/32"),
+		}}},
+		"with a source range that is wrong":   {func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{"192.0.2.0/24", "all"} }, nil},
+		"with an address as a source range":   {func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{"192.0.2.9"} }, nil},
+		"with a source range of IPv4 in IPv6": {func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{"::ffff:192.0.2.0/120"} }, nil},
+		"with the traffic policy Local":       {func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }, nil},
+		"of another type":                     {func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }, nil},
+		"headless":                            {func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }, nil},
+		"of another service proxy":            {func(s *corev1.Service) { s.Labels = map[string]string{labelServiceProxyName: "mine"} }, nil},
 		"behind a proxy": {func(s *corev1.Service) {
 			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1", IPMode: &proxied}}
 		}, nil},
