@@ -89,7 +89,7 @@ var configurationFaultPrerequisites = poolWithoutAutoAssignManifest("tiny", "192
 	poolWithoutAutoAssignManifest("selective", "192.168.0.154", l2AdvertisementSpecOfPool("selective", ", serviceSelectors: [{matchLabels: {app: web}}]")) +
 	allowingTwoPerService(poolWithoutAutoAssignManifest("half", "192.168.0.157", l2AdvertisementSpecOfPool("half", ""))) +
 	allowingTwoPerService(poolWithoutAutoAssignManifest("other-half", "192.168.0.158", "")) +
-	poolWithoutAutoAssignManifest("sparing", "192.168.0.163-192.168.0.164", l2AdvertisementSpecOfPool("sparing", "")) +
+	poolWithoutAutoAssignManifest("sparing", "192.168.0.165-192.168.0.166", l2AdvertisementSpecOfPool("sparing", "")) +
 	poolWithoutAutoAssignManifest("lonely", "198.18.0.1", "") + bgpAdvertisementManifest("lonely", "ipAddressPools: [lonely], peers: [nobody]") +
 	poolWithoutAutoAssignManifest("other-service", "192.168.0.155", l2AdvertisementSpecOfPool("other-service", ", serviceSelectors: [{matchLabels: {app: db}}]")) +
 	strings.Replace(poolWithoutAutoAssignManifest("tenant", "192.168.0.156", l2AdvertisementSpecOfPool("tenant", "")), "autoAssign: false", "autoAssign: false, serviceAllocation: {namespaces: [other]}", 1) +
@@ -143,8 +143,8 @@ var configurationFaults = []fault{
 	{name: "a quota that is used up", service: "rationed", reason: names.ReasonQuotaExceeded, text: "rationed", manifests: serviceManifest("rationed", "metallb.io/address-pool: rationed", ""),
 		repairManifests: quotaPoolManifest(2, "")},
 	{name: "more addresses than the pool gives to one Service", service: "greedy", reason: names.ReasonServiceLimitReached, text: `pool "sparing" gives a Service at most 1 of each family`,
-		manifests:       serviceManifest("greedy", `metallb.io/address-pool: sparing, gantry.dev/address-count: "2"`, ""),
-		repairManifests: allowingTwoPerService(poolWithoutAutoAssignManifest("sparing", "192.168.0.163-192.168.0.164", ""))},
+		manifests:       serviceManifest("greedy", `metallb.io/loadBalancerIPs: "192.168.0.165,192.168.0.166", gantry.dev/address-count: "2"`, ""),
+		repairManifests: allowingTwoPerService(poolWithoutAutoAssignManifest("sparing", "192.168.0.165-192.168.0.166", ""))},
 	{name: "an address that is kept for another Service", service: "late-comer", reason: names.ReasonAddressReserved, text: "192.168.0.228", manifests: serviceManifest("late-comer", "metallb.io/loadBalancerIPs: 192.168.0.228", ""),
 		repairManifests: reservationManifest("late-comer")},
 	{name: "no advertisement", service: "bare", reason: names.ReasonNoAdvertisement, text: `pool "bare" and this Service: create one`, manifests: serviceManifest("bare", "metallb.io/address-pool: bare", ""),
@@ -156,7 +156,8 @@ var configurationFaults = []fault{
 		repairManifests: poolWithoutAutoAssignManifest("edge", "192.168.0.152", l2AdvertisementSpecOfPool("edge", ""))},
 	{name: "an interface that does not exist", service: "cabled", reason: names.ReasonNoLinks, text: "eth77", manifests: serviceManifest("cabled", "metallb.io/address-pool: cabled", ""),
 		repairManifests: poolWithoutAutoAssignManifest("cabled", "192.168.0.153", l2AdvertisementSpecOfPool("cabled", ", interfaces: [eth0]"))},
-	{name: "an advertisement for other Services", service: "other-service", reason: names.ReasonNoAdvertisement, text: `pool "other-service" and this Service`, manifests: serviceManifest("other-service", "metallb.io/address-pool: other-service", ""),
+	{name: "an advertisement for other Services", service: "other-service", reason: names.ReasonNoAdvertisement, text: `pool "other-service" and this Service`, explanationText: "the serviceSelectors of L2Advertisement other-service do not match the labels of the Service",
+		manifests:       serviceManifest("other-service", "metallb.io/address-pool: other-service", ""),
 		repairManifests: poolWithoutAutoAssignManifest("other-service", "192.168.0.155", l2AdvertisementSpecOfPool("other-service", ""))},
 	{name: "a shared address and a Service selector", service: "selective", reason: names.ReasonSharedWithServiceSelector, text: `L2Advertisement "selective"`, manifests: strings.Replace(serviceManifest("selective", "metallb.io/address-pool: selective, metallb.io/allow-shared-ip: three", ""), "  annotations", "  labels: {app: web}\n  annotations", 1),
 		repairManifests: poolWithoutAutoAssignManifest("selective", "192.168.0.154", l2AdvertisementSpecOfPool("selective", ""))},

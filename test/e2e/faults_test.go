@@ -286,7 +286,7 @@ var misspeltAnnotationFault = fault{
 // testPoolInOtherNamespaceIsReported creates a pool in another namespace than Gantry's. The policy
 // for the API server refuses that, so it is removed before.
 func (h *faultTestCluster) testPoolInOtherNamespaceIsReported(ctx context.Context, t *testing.T) {
-	manifest := poolWithoutAutoAssignManifest("elsewhere", "192.168.0.164", l2AdvertisementSpecOfPool("elsewhere", ""))
+	manifest := poolWithoutAutoAssignManifest("elsewhere", "192.168.0.167", l2AdvertisementSpecOfPool("elsewhere", ""))
 	failOnError(t, h.kubectlFunc("delete", "validatingadmissionpolicybinding", "gantry-configuration-namespace")(ctx))
 	failOnError(t, cluster.AwaitNoError(ctx, "the end of the policy", func(ctx context.Context) error {
 		return h.ApplyManifests(ctx, strings.ReplaceAll(manifest, "namespace: metallb-system", "namespace: default"))
