@@ -65,6 +65,39 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 	}
 }
 
+// TestRefusedWriteTakesNoAddressFromItsHolder has a pending assignment of another controller, which
+// removed it and gave the address to a younger Service. The API server refuses the status of the
+// older Service. The younger one keeps the address.
+func TestRefusedWriteTakesNoAddressFromItsHolder(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/30"))
+		s.CreateService(newLoadBalancer("old"))
+		old := s.ServiceByKey(serviceKey("old"))
+		young := newLoadBalancer("young")
+		young.Status.LoadBalancer.Ingress = ingressEntriesOfAddresses("192.0.2.1")
+		s.CreateService(young)
+		writePendingAsOtherController(t, apitest.NewClient(s, nil), newPendingAssignment("old", old.ResourceVersion, parseAddresses("192.0.2.1")...))
+		s.RefuseServiceWrites(func(o *corev1.Service) error {
+			if o.Name == "old" {
+				return errRefusedByTest
+			}
+			return nil
+		})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(time.Minute)
+		s.SetPool("p", poolSpec("192.0.2.0/29")) // each Service is decided again
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
+		time.Sleep(time.Minute)
+		wantAddressAndReason(t, s, "young", "192.0.2.1", names.ReasonAssigned)
+		s.RefuseServiceWrites(nil)
+		time.Sleep(time.Minute)
+		wantAddressAndReason(t, s, "old", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "young", "192.0.2.1", names.ReasonAssigned)
+	})
+}
+
 // TestAddressDroppedFromAStatusGoesToAWaitingService overwrites an address in a status with another
 // one; it is the only address of the pool.
 func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {

@@ -2,6 +2,7 @@ package assign
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -101,7 +102,8 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 }
 
 // revertLedgerToServiceStatus records that a Service holds what its status says and what another
-// controller's write may still bring, and nothing that was decided for it.
+// controller's write may still bring, and nothing that was decided for it. What another Service
+// holds meanwhile stays with that one: its status shows the address.
 func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, now *corev1.Service) {
 	if w.clearsStatusOfUnservedService { // nothing was decided
 		return
@@ -117,6 +119,7 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 	if len(v.AssignedAddresses) == 0 {
 		after, pool = allocate.UnionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
 	}
+	after = slices.DeleteFunc(slices.Clone(after), func(a netip.Addr) bool { return !r.ledger.CanShareWithHolders(a, &v) })
 	r.ledger.CommitAssignment(&v, after, pool)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 }
