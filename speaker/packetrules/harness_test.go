@@ -26,6 +26,7 @@ type testNode struct {
 	t                            *testing.T
 	family                       testFamily
 	namespace, client, stranger  *netnstest.Namespace
+	pods                         []*netnstest.Namespace // those that live
 	writer                       *Writer
 	announcedLink, unrelatedLink int
 }
@@ -75,6 +76,7 @@ func newTestNode(t *testing.T, f testFamily) *testNode {
 		pod.AddAddressToLink("eth0", fmt.Sprintf("%s/%d", f.pod(i, 2), f.bits))
 		addDefaultRoute(pod, f.pod(i, 1))
 		n.startServers(pod, i)
+		n.pods = append(n.pods, pod)
 	}
 	n.namespace.MustRunInside(func() error { // packets to Pods of a dead node get no answer at all
 		l, err := netlink.LinkByName("eth0")

@@ -10,8 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forwardChainName is the chain of the rules for client affinity.
-const forwardChainName = "forward"
+// The chain forward has the rules for client affinity, and postrouting those that masquerade.
+const (
+	forwardChainName     = "forward"
+	postroutingChainName = "postrouting"
+)
 
 // tableName is the name of the table in the family inet.
 const tableName = "gantry"
@@ -58,11 +61,12 @@ func newTableBuilder(conn *nftables.Conn) *tableBuilder {
 	return b
 }
 
-// addTable replaces the table by one with all chains and the sets that every rule needs.
+// addTable replaces the table by one with all chains and the sets that every rule needs, without
+// the rules of addEncodedRules.
 func (b *tableBuilder) addTable() {
 	b.deleteTable()
 	b.conn.AddTable(b.table)
-	for _, r := range []role{elsewhere, allowedClients, affinePorts, deadEndpoints, retryingClients} {
+	for _, r := range []role{elsewhere, allowedClients, steeredPorts, affinePorts, deadEndpoints, retryingClients} {
 		for _, f := range families {
 			b.addSet(setID{role: r, family: f})
 		}
@@ -74,7 +78,7 @@ func (b *tableBuilder) addTable() {
 	// before the chains of kube-proxy, which has the usual priorities
 	prerouting := base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest-1)
 	base(forwardChainName, nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter-1)
-	postrouting := base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource-1)
+	base(postroutingChainName, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource-1)
 	b.addRule(prerouting, &expr.Meta{Key: expr.MetaKeyIIF, Register: keyRegister}, b.lookup(setID{role: announcedLinks}, lookupMisses), &expr.Verdict{Kind: expr.VerdictAccept})
 	for _, f := range families {
 		b.conn.AddChain(b.steerChains[f])
@@ -82,12 +86,6 @@ func (b *tableBuilder) addTable() {
 			b.lookup(setID{role: elsewhere, family: f}, lookupHits), &expr.Verdict{Kind: expr.VerdictReturn})
 		b.addRule(prerouting, append(matchFamily(f), &expr.Verdict{Kind: expr.VerdictJump, Chain: b.steerChains[f].Name})...)
 	}
-	b.addRule(postrouting, &expr.Meta{Key: expr.MetaKeyMARK, Register: keyRegister},
-		&expr.Bitwise{SourceRegister: keyRegister, DestRegister: markRegister, Len: 4, Mask: encodeMark(steeredMark), Xor: encodeMark(0)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: markRegister, Data: encodeMark(0)},
-		&expr.Bitwise{SourceRegister: keyRegister, DestRegister: markRegister, Len: 4, Mask: encodeMark(^uint32(steeredMark | proxyMark)), Xor: encodeMark(0)},
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: markRegister},
-		&expr.Masq{FullyRandom: true})
 }
 
 // deleteTable deletes the table if there is one.

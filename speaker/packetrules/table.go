@@ -22,6 +22,8 @@ const (
 	elsewhere
 	// allowedClients are the ports with source ranges, with the ranges.
 	allowedClients
+	// steeredPorts are all steered ports.
+	steeredPorts
 	// affinePorts are the ports with client affinity. deadEndpoints are theirs. retryingClients are
 	// the clients that kube-proxy sent to a dead endpoint; the kernel itself adds them.
 	affinePorts
@@ -36,7 +38,7 @@ const (
 
 // nameByRole are the names of the sets, without family and number.
 var nameByRole = map[role]string{
-	announcedLinks: "announced-links", elsewhere: "elsewhere", allowedClients: "allowed-clients", affinePorts: "affine-ports",
+	announcedLinks: "announced-links", elsewhere: "elsewhere", allowedClients: "allowed-clients", steeredPorts: "steered-ports", affinePorts: "affine-ports",
 	deadEndpoints: "dead-endpoints", retryingClients: "retrying-clients", mapForAll: "to", mapForAllowed: "allowed-to", mapForRetrying: "retrying-to",
 }
 
@@ -156,6 +158,7 @@ func newTableContent(s intent.Steering) tableContent {
 // addPort adds the elements of one port.
 func (c tableContent) addPort(p *intent.SteeredPort) {
 	f, key := headerFamily(p.Address), encodePort(p.Address, p.Protocol, p.Port)
+	c.addElement(setID{role: steeredPorts, family: f}, element{key: key, until: p.Until})
 	to := setID{role: mapForAll, family: f, endpointCount: len(p.LivingEndpoints)}
 	switch {
 	case p.HasClientAffinity: // kube-proxy has refused those outside of the source ranges

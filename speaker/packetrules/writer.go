@@ -26,8 +26,6 @@ type Writer struct {
 	// written is what the table has, unless elements expired; nil if the table is unknown or not
 	// there.
 	written tableContent
-	// hasAffinityRules is set when the table has the rules for client affinity.
-	hasAffinityRules bool
 	// leftoversExpireAt is when what an earlier run left in the table has expired; zero if it has.
 	leftoversExpireAt time.Time
 }
@@ -71,34 +69,20 @@ func firstError(err error) error {
 	return err
 }
 
-// SetSteering replaces what is steered, in one transaction. After an error nothing has changed. The
-// next call writes the table anew.
+// SetSteering replaces what is steered, in one transaction if the table is there. After an error
+// nothing has changed, or nothing is steered. The next call writes the table anew.
 func (w *Writer) SetSteering(s intent.Steering) error {
 	if len(s) == 0 {
 		return w.removeTable()
 	}
 	content := newTableContent(s)
+	// changes fail if an element expired that was to be deleted, or if somebody edited the table
 	if w.written == nil || w.writeChanges(content) != nil {
-		w.written = nil // an element expired that was to be deleted, or somebody edited the table
 		if err := w.writeWholeTable(content); err != nil {
 			return fmt.Errorf("writing the nftables table %s: %w", tableName, err)
 		}
-		w.leftoversExpireAt, w.hasAffinityRules = time.Time{}, false
 	}
 	w.written = content
-	return w.addAffinityRulesIfNeeded(content)
-}
-
-// addAffinityRulesIfNeeded adds the rules for client affinity when a port needs them.
-func (w *Writer) addAffinityRulesIfNeeded(content tableContent) error {
-	isNeeded := len(content[setID{role: affinePorts, family: families[0]}])+len(content[setID{role: affinePorts, family: families[1]}]) > 0
-	if w.hasAffinityRules || !isNeeded {
-		return nil
-	}
-	if err := addAffinityRules(newTableBuilder(nil)); err != nil {
-		return err
-	}
-	w.hasAffinityRules = true
 	return nil
 }
 
@@ -134,19 +118,30 @@ func (w *Writer) HasLeftoversToRemove() bool {
 	return w.written == nil && !w.leftoversExpireAt.IsZero() && !w.now().Before(w.leftoversExpireAt)
 }
 
-// writeWholeTable replaces the table.
+// writeWholeTable replaces the table. All rules are there before the elements, without which none
+// acts.
 func (w *Writer) writeWholeTable(content tableContent) error {
+	w.written, w.leftoversExpireAt = nil, w.now() // an error may leave a table without elements
 	conn, err := openConn()
 	if err != nil {
 		return err
 	}
 	b := newTableBuilder(conn)
 	b.addTable()
-	w.addContent(b, content, tableContent{})
 	if b.err != nil {
 		return b.err
 	}
-	return flush(conn)
+	if err := flush(conn); err != nil {
+		return err
+	}
+	if err := addEncodedRules(b); err != nil {
+		return err
+	}
+	if err := w.writeChanges(content); err != nil {
+		return err
+	}
+	w.leftoversExpireAt = time.Time{}
+	return nil
 }
 
 // addContent adds what the table does not have yet.
@@ -205,7 +200,7 @@ func (w *Writer) writeChanges(content tableContent) error {
 }
 
 // CheckKernel returns why the kernel refuses the rules. It asks with a transaction that adds the
-// table and all kinds of rules, and deletes them. It leaves a table alone that is there.
+// table and nearly all kinds of rules, and deletes them. It leaves a table alone that is there.
 func (w *Writer) CheckKernel() error {
 	conn, err := openConn()
 	if err != nil {

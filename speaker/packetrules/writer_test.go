@@ -3,6 +3,7 @@ package packetrules
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
 func TestNewConnectionsGoToAllLivingEndpoints(t *testing.T) {
@@ -87,6 +89,55 @@ func TestClientsOfDeadEndpointsMoveAndStay(t *testing.T) {
 			if pod, _ := n.mustConnect(unansweredTimeout); pod != "2" {
 				t.Fatalf("the client of the living Pod 2 was steered to Pod %s", pod)
 			}
+		}
+	})
+}
+
+// TestAffinityCostsOthersNothing has a node that only seems dead. Clients that cannot be steered
+// still reach it.
+func TestAffinityCostsOthersNothing(t *testing.T) {
+	runForEachFamily(t, func(t *testing.T, n *testNode) {
+		n.nft("flush ruleset")
+		n.nft("table " + n.family.nft + " kube-proxy { chain services { type nat hook prerouting priority dstnat; " + n.family.nft + " daddr " + n.family.service +
+			" tcp dport 80 dnat to " + bracketed(n.family.pod(2, 2)) + ":8080; }; }")
+		mustReachPod2 := func(from *netnstest.Namespace, why string) {
+			t.Helper()
+			answer, err := n.connect(from, 3*time.Second)
+			if pod, _, _ := strings.Cut(answer, " "); err != nil || pod != "2" {
+				t.Errorf("%s: the client got %q, %v; want Pod 2", why, answer, err)
+			}
+		}
+		p := n.steeredPort(intent.TCP)
+		p.HasClientAffinity, p.LivingEndpoints, p.DeadEndpoints = true, []netip.AddrPort{n.family.endpoint(1)}, []netip.AddrPort{n.family.endpoint(2)}
+		n.steer(p)
+		mustReachPod2(n.stranger, "the address is not announced on this link")
+		mustReachPod2(n.pods[0], "a Pod connects")
+		other := p
+		other.Address, other.LinkIndexes = p.Address.Next(), []int{n.unrelatedLink}
+		n.steer(p, other)
+		mustReachPod2(n.stranger, "another address is announced on this link")
+		if pod, _ := n.mustConnect(5 * time.Second); pod != "1" {
+			t.Errorf("the client of the dead endpoint is steered to Pod %s, want 1", pod)
+		}
+	})
+}
+
+func TestMarksOfOthersAreLeftAlone(t *testing.T) {
+	runForEachFamily(t, func(t *testing.T, n *testNode) {
+		n.nft(fmt.Sprintf("table %s others { chain marks { type filter hook prerouting priority mangle; iifname eth1 meta mark set 0x%x; }; }", n.family.nft, steeredMark))
+		n.steer(n.steeredPort(intent.TCP))
+		var answer []byte
+		n.stranger.MustRunInside(func() error {
+			c, err := net.DialTimeout("tcp", n.family.endpoint(1).String(), 3*time.Second)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			answer, err = io.ReadAll(c)
+			return err
+		})
+		if _, source, _ := strings.Cut(string(answer), " "); source == n.family.pod(1, 1) {
+			t.Errorf("Pod 1 saw the address %s of the node instead of the client: the mark belongs to another program", source)
 		}
 	})
 }

@@ -17,26 +17,27 @@ const (
 	ctKeyTargetIPv6 = 22 // NFT_CT_DST_IP6
 )
 
-// affinityRule are the expressions of a rule, encoded.
-type affinityRule struct {
+// encodedRule are the expressions of a rule that reads to where a client connected, encoded.
+type encodedRule struct {
+	chain       string
 	expressions []netlink.Attribute
 	err         error // the first one
 }
 
-func (r *affinityRule) appendExpressions(all ...expr.Any) {
+func (r *encodedRule) appendExpressions(all ...expr.Any) {
 	for _, e := range all {
 		b, err := expr.Marshal(unix.NFPROTO_INET, e)
 		r.appendEncoded(b, err)
 	}
 }
 
-func (r *affinityRule) appendEncoded(b []byte, err error) {
+func (r *encodedRule) appendEncoded(b []byte, err error) {
 	r.err = errors.Join(r.err, err)
 	r.expressions = append(r.expressions, netlink.Attribute{Type: netlink.Nested | unix.NFTA_LIST_ELEM, Data: b})
 }
 
-// appendOriginalPort loads the address, protocol and port to which the client connected.
-func (r *affinityRule) appendOriginalPort(f family, register uint32) {
+// appendOriginalTarget loads the address to which the client connected.
+func (r *encodedRule) appendOriginalTarget(f family, register uint32) {
 	e := netlink.NewAttributeEncoder()
 	e.String(unix.NFTA_EXPR_NAME, "ct")
 	e.Nested(unix.NFTA_EXPR_DATA, func(data *netlink.AttributeEncoder) error {
@@ -50,6 +51,11 @@ func (r *affinityRule) appendOriginalPort(f family, register uint32) {
 		return nil
 	})
 	r.appendEncoded(e.Encode())
+}
+
+// appendOriginalPort loads the address, protocol and port to which the client connected.
+func (r *encodedRule) appendOriginalPort(f family, register uint32) {
+	r.appendOriginalTarget(f, register)
 	r.appendExpressions(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register + f.registers()},
 		&expr.Ct{Key: expr.CtKeyPROTODST, Register: register + f.registers() + 1, Direction: originalDirection})
 }
@@ -63,13 +69,17 @@ func encodeBigEndian(n uint32) []byte {
 
 // newAffinityRule drops the first packet of a connection that kube-proxy sends to a dead endpoint
 // because of client affinity, and remembers the client. The kernel has not recorded the connection
-// yet, so that the client's next attempt is steered.
-func newAffinityRule(b *tableBuilder, f family) *affinityRule {
-	r, n := &affinityRule{}, f.registers()
-	r.appendExpressions(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: keyRegister}, &expr.Cmp{Op: expr.CmpOpEq, Register: keyRegister, Data: []byte{f.nfproto}},
-		&expr.Ct{Key: expr.CtKeySTATE, Register: keyRegister},
+// yet, so that the client's next attempt is steered. Connections that would not be steered, as
+// those of Pods on this node and over other links, are left alone.
+func newAffinityRule(b *tableBuilder, f family) *encodedRule {
+	r, n := &encodedRule{chain: forwardChainName}, f.registers()
+	r.appendExpressions(matchFamily(f)...)
+	r.appendExpressions(&expr.Ct{Key: expr.CtKeySTATE, Register: keyRegister},
 		&expr.Bitwise{SourceRegister: keyRegister, DestRegister: keyRegister, Len: 4, Mask: encodeMark(expr.CtStateBitNEW), Xor: encodeMark(0)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: keyRegister, Data: encodeMark(0)})
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: keyRegister, Data: encodeMark(0)},
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: keyRegister}, b.lookup(setID{role: announcedLinks}, lookupHits))
+	r.appendOriginalTarget(f, keyRegister+1)
+	r.appendExpressions(b.lookup(setID{role: elsewhere, family: f}, lookupMisses))
 	r.appendOriginalPort(f, keyRegister)
 	r.appendExpressions(b.lookup(setID{role: affinePorts, family: f}, lookupHits))
 	r.appendExpressions(loadTargetPort(f, keyRegister)...)
@@ -80,14 +90,31 @@ func newAffinityRule(b *tableBuilder, f family) *affinityRule {
 	return r
 }
 
-// toMessage returns the message that appends the rule to a chain.
-func (r *affinityRule) toMessage(chain string) (netlink.Message, error) {
+// newMasqueradeRule gives steered connections an address of the node, so that the answers come back
+// here, and removes the marks. It leaves packets alone on which another program has set the mark.
+func newMasqueradeRule(b *tableBuilder, f family) *encodedRule {
+	r := &encodedRule{chain: postroutingChainName}
+	r.appendExpressions(matchFamily(f)...)
+	r.appendExpressions(&expr.Meta{Key: expr.MetaKeyMARK, Register: markRegister},
+		&expr.Bitwise{SourceRegister: markRegister, DestRegister: markRegister, Len: 4, Mask: encodeMark(steeredMark), Xor: encodeMark(0)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: markRegister, Data: encodeMark(0)})
+	r.appendOriginalPort(f, keyRegister)
+	r.appendExpressions(b.lookup(setID{role: steeredPorts, family: f}, lookupHits),
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: markRegister},
+		&expr.Bitwise{SourceRegister: markRegister, DestRegister: markRegister, Len: 4, Mask: encodeMark(^uint32(steeredMark | proxyMark)), Xor: encodeMark(0)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: markRegister},
+		&expr.Masq{FullyRandom: true})
+	return r
+}
+
+// toMessage returns the message that appends the rule to its chain.
+func (r *encodedRule) toMessage() (netlink.Message, error) {
 	list, err := netlink.MarshalAttributes(r.expressions)
 	if err = errors.Join(r.err, err); err != nil {
 		return netlink.Message{}, err
 	}
 	attributes, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_RULE_TABLE, Data: []byte(tableName + "\x00")}, {Type: unix.NFTA_RULE_CHAIN, Data: []byte(chain + "\x00")},
+		{Type: unix.NFTA_RULE_TABLE, Data: []byte(tableName + "\x00")}, {Type: unix.NFTA_RULE_CHAIN, Data: []byte(r.chain + "\x00")},
 		{Type: netlink.Nested | unix.NFTA_RULE_EXPRESSIONS, Data: list},
 	})
 	return netlink.Message{
@@ -96,8 +123,8 @@ func (r *affinityRule) toMessage(chain string) (netlink.Message, error) {
 	}, err
 }
 
-// addAffinityRules adds the rules for client affinity to a table that has none of them.
-func addAffinityRules(b *tableBuilder) error {
+// addEncodedRules adds the rules that read to where a client connected, to a table without them.
+func addEncodedRules(b *tableBuilder) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("opening a socket for nftables: %w", err)
@@ -111,18 +138,21 @@ func addAffinityRules(b *tableBuilder) error {
 	}
 	batch := []netlink.Message{mark(unix.NFNL_MSG_BATCH_BEGIN)}
 	for _, f := range families {
-		m, err := newAffinityRule(b, f).toMessage(forwardChainName)
-		if err != nil {
-			return err
+		for _, r := range []*encodedRule{newAffinityRule(b, f), newMasqueradeRule(b, f)} {
+			m, err := r.toMessage()
+			if err != nil {
+				return err
+			}
+			batch = append(batch, m)
 		}
-		batch = append(batch, m)
 	}
+	rules := batch[1:]
 	if _, err := conn.SendMessages(append(batch, mark(unix.NFNL_MSG_BATCH_END))); err != nil {
-		return fmt.Errorf("sending the rules for client affinity: %w", err)
+		return fmt.Errorf("sending rules: %w", err)
 	}
-	for range families {
+	for range rules {
 		if _, err := conn.Receive(); err != nil {
-			return fmt.Errorf("adding the rules for client affinity: %w", err)
+			return fmt.Errorf("adding rules: %w", err)
 		}
 	}
 	return nil
