@@ -252,12 +252,13 @@ func (e *Engine) writeIfNeeded() {
 	}
 }
 
-// portsWithNewDeadEndpoints returns the ports with dead endpoints that they did not have before.
+// portsWithNewDeadEndpoints returns the ports with dead endpoints that were not dead before, or not
+// for long.
 func portsWithNewDeadEndpoints(before, now intent.Steering) intent.Steering {
 	var out intent.Steering
 	for _, p := range now {
 		i, found := slices.BinarySearchFunc(before, p, func(x, y intent.SteeredPort) int { return x.ServiceAddressPort.Compare(y.ServiceAddressPort) })
-		if !found || !slices.Equal(before[i].DeadEndpoints, p.DeadEndpoints) {
+		if !found || !slices.Equal(before[i].DeadEndpoints, p.DeadEndpoints) || !slices.Equal(before[i].LongDeadEndpoints, p.LongDeadEndpoints) {
 			out = append(out, p)
 		}
 	}
@@ -274,6 +275,9 @@ func (e *Engine) nextDeadline() time.Time {
 	}
 	earlier(e.decision.NextDueAt)
 	earlier(e.retryAt)
+	if e.Fault().IsSet() {
+		earlier(e.proxyCheckedAt.Add(proxyCheckInterval))
+	}
 	if e.mustDecide {
 		earlier(e.decidedAt.Add(minDecisionInterval))
 	}

@@ -136,6 +136,29 @@ func TestSteeringFollowsEndpointsAndEndsAfterAMinute(t *testing.T) {
 	})
 }
 
+func TestAnsweredUDPFlowsAreForgottenOnlyIfTheNodeStaysDead(t *testing.T) {
+	f := &fakePacketRules{hasProxy: true}
+	runEngine(t, f, func(e *Engine) {
+		udp := webService
+		udp.Traffic = &view.ServiceTraffic{Ports: []view.TrafficPort{{Port: view.Port{Protocol: "UDP", Number: 53}}}}
+		slices := webSlice("node2", "node3")
+		slices[0].WithAddresses.Ports[0].Protocol = "UDP"
+		e.SetService(udp)
+		e.SetEndpointSlices(webKey, slices)
+		synctest.Wait()
+		e.ObserveStatus(deadStatus())
+		synctest.Wait()
+		if len(f.forgotten) != 1 || len(f.forgotten[0][0].LongDeadEndpoints) != 0 {
+			t.Fatalf("at the death were forgotten %v, want once, only flows without an answer", f.forgotten)
+		}
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if len(f.forgotten) != 2 || len(f.forgotten[1][0].LongDeadEndpoints) != 1 {
+			t.Errorf("after 3 s were forgotten %v, want also the answered flows to one endpoint", f.forgotten)
+		}
+	})
+}
+
 func TestAddressesThatRoutersSendAreSteeredOnUsableLinks(t *testing.T) {
 	e := NewEngine(Options{})
 	e.deadSinceByNode = map[string]time.Time{"node3": {}}

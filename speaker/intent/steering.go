@@ -20,6 +20,9 @@ type SteeredPort struct {
 	LinkIndexes []int
 	// LivingEndpoints get the new connections. DeadEndpoints get none. Both are sorted.
 	LivingEndpoints, DeadEndpoints []netip.AddrPort
+	// LongDeadEndpoints are those of DeadEndpoints that lose also the flows that they answered, if
+	// the protocol is UDP.
+	LongDeadEndpoints []netip.AddrPort
 	// SourceRanges are the clients that may connect; without any, all may.
 	SourceRanges []netip.Prefix
 	// HasClientAffinity is set when each client stays at one endpoint. Only clients of a dead
@@ -58,5 +61,5 @@ func (s Steering) IsSameAs(o Steering) bool { return slices.EqualFunc(s, o, Stee
 func (p SteeredPort) isSameAs(o SteeredPort) bool {
 	return p.ServiceAddressPort == o.ServiceAddressPort && p.HasClientAffinity == o.HasClientAffinity && p.Until.Equal(o.Until) &&
 		slices.Equal(p.LinkIndexes, o.LinkIndexes) && slices.Equal(p.LivingEndpoints, o.LivingEndpoints) &&
-		slices.Equal(p.DeadEndpoints, o.DeadEndpoints) && slices.Equal(p.SourceRanges, o.SourceRanges)
+		slices.Equal(p.DeadEndpoints, o.DeadEndpoints) && slices.Equal(p.LongDeadEndpoints, o.LongDeadEndpoints) && slices.Equal(p.SourceRanges, o.SourceRanges)
 }

@@ -31,19 +31,19 @@ type trackedConnection struct {
 
 // DeleteConnectionsToDeadEndpoints deletes the entries of connection tracking that send clients of
 // the steered ports to dead endpoints, so that the next packet chooses anew. It leaves connections
-// alone over which answers have come, except those of UDP: the node may live although it seems
-// dead. It returns how many entries it deleted.
+// alone over which answers have come: the node may live although it seems dead. Only those of UDP
+// to endpoints that are dead for long are deleted too. It returns how many entries it deleted.
 func (w *Writer) DeleteConnectionsToDeadEndpoints(s intent.Steering) (deleted int, err error) {
-	dead := map[intent.ServiceAddressPort][]netip.AddrPort{}
+	ports := map[intent.ServiceAddressPort]*intent.SteeredPort{}
 	families := map[uint8]bool{}
 	for i := range s {
-		dead[s[i].ServiceAddressPort] = s[i].DeadEndpoints
+		ports[s[i].ServiceAddressPort] = &s[i]
 		families[headerFamily(s[i].Address).nfproto] = true
 	}
 	for f := range families {
 		var doomed []trackedConnection
 		err = errors.Join(err, forEachConnection(f, func(c trackedConnection) {
-			if slices.Contains(dead[c.service], c.endpoint) && (c.service.Protocol == intent.UDP || !c.isAnswered) {
+			if p := ports[c.service]; p != nil && c.isDoomed(p) {
 				doomed = append(doomed, c)
 			}
 		}))
@@ -57,6 +57,14 @@ func (w *Writer) DeleteConnectionsToDeadEndpoints(s intent.Steering) (deleted in
 		}
 	}
 	return deleted, err
+}
+
+// isDoomed reports whether the connection to a steered port has to choose anew.
+func (c trackedConnection) isDoomed(p *intent.SteeredPort) bool {
+	if c.isAnswered {
+		return p.Protocol == intent.UDP && slices.Contains(p.LongDeadEndpoints, c.endpoint)
+	}
+	return slices.Contains(p.DeadEndpoints, c.endpoint)
 }
 
 // forEachConnection calls visit for each entry of an address family.

@@ -279,7 +279,7 @@ func TestDatagramsAreSteeredAfterTheirConnectionIsForgotten(t *testing.T) {
 	})
 }
 
-func TestOnlyUnansweredConnectionsAreForgotten(t *testing.T) {
+func TestAnsweredConnectionsAreForgottenOnlyForUDPAfterALongDeath(t *testing.T) {
 	runForEachFamily(t, func(t *testing.T, n *testNode) {
 		forget := func(p intent.SteeredPort, want int) {
 			t.Helper()
@@ -297,7 +297,27 @@ func TestOnlyUnansweredConnectionsAreForgotten(t *testing.T) {
 		n.steer(p)
 		n.mustConnect(2 * time.Second)
 		p.DeadEndpoints = p.LivingEndpoints // as if their node only seemed dead
+		p.LongDeadEndpoints = p.DeadEndpoints
 		forget(p, 0)
+		p = n.steeredPort(intent.UDP)
+		n.steer(p)
+		n.client.MustRunInside(func() error {
+			c, err := net.Dial("udp", net.JoinHostPort(n.family.service, "80"))
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+			if _, err := c.Write([]byte("?")); err != nil {
+				return err
+			}
+			_, err = c.Read(make([]byte, 64))
+			return err
+		})
+		p.DeadEndpoints = p.LivingEndpoints
+		forget(p, 0)
+		p.LongDeadEndpoints = p.DeadEndpoints // the node is not back
+		forget(p, 1)
 	})
 }
 

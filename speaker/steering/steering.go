@@ -24,6 +24,9 @@ const (
 	// kube-proxy has to write its rules, once a second by default, and in a large cluster that
 	// takes some seconds.
 	proxyUpdateDelay = 5 * time.Second
+	// longDeathDelay is how long a node is dead before the UDP flows move that its endpoints
+	// answered. A node that only seems dead is usually back by then.
+	longDeathDelay = 3 * time.Second
 	// maxLivingEndpoints bounds the endpoints that a port is steered to. Each of them is an element
 	// of a map in the kernel.
 	maxLivingEndpoints = 128
@@ -85,7 +88,7 @@ func Decide(in Inputs, before Outcome, now time.Time) Outcome {
 					continue
 				}
 				seen[p.ServiceAddressPort] = true
-				e := s.findEndpoints(a, &s.Traffic.Ports[i], in.DeadSinceByNode)
+				e := s.findEndpoints(a, &s.Traffic.Ports[i], in.DeadSinceByNode, now)
 				if out.fillInEndpoints(&p, e, steeredBefore[p.ServiceAddressPort], before, now) {
 					out.Steering = append(out.Steering, p)
 				}
@@ -125,14 +128,16 @@ func isCovered(r netip.Prefix, by []netip.Prefix) bool {
 
 // endpointsByLife are the endpoints of a port that kube-proxy may choose.
 type endpointsByLife struct {
-	dead, living []netip.AddrPort
-	lastDeathAt  time.Time
+	dead, longDead, living []netip.AddrPort
+	lastDeathAt            time.Time
+	// nextLongDeathAt is when the next of them is dead for long; zero if all are.
+	nextLongDeathAt time.Time
 }
 
 // findEndpoints returns the endpoints of a port at an address of its family. kube-proxy chooses the
 // ready ones, and without any of them those that terminate and still serve. If all ready ones are
 // dead, those that terminate on other nodes are better than none.
-func (s *Service) findEndpoints(a netip.Addr, port *view.TrafficPort, deadSince map[string]time.Time) endpointsByLife {
+func (s *Service) findEndpoints(a netip.Addr, port *view.TrafficPort, deadSince map[string]time.Time, now time.Time) endpointsByLife {
 	var ready, terminating endpointsByLife
 	for i := range s.Slices {
 		slice := s.Slices[i].WithAddresses
@@ -151,7 +156,7 @@ func (s *Service) findEndpoints(a netip.Addr, port *view.TrafficPort, deadSince 
 				if e.IsReady {
 					to = &ready
 				}
-				to.addEndpoint(netip.AddrPortFrom(e.Address, p.Number), e.Node, deadSince)
+				to.addEndpoint(netip.AddrPortFrom(e.Address, p.Number), e.Node, deadSince, now)
 			}
 		}
 	}
@@ -162,17 +167,24 @@ func (s *Service) findEndpoints(a netip.Addr, port *view.TrafficPort, deadSince 
 	if len(out.living) == 0 {
 		out.living = terminating.living
 	}
-	out.dead, out.living = sortAndCompact(out.dead), sampleEndpoints(sortAndCompact(out.living))
+	out.dead, out.longDead, out.living = sortAndCompact(out.dead), sortAndCompact(out.longDead), sampleEndpoints(sortAndCompact(out.living))
 	return out
 }
 
-func (e *endpointsByLife) addEndpoint(at netip.AddrPort, node string, deadSince map[string]time.Time) {
+func (e *endpointsByLife) addEndpoint(at netip.AddrPort, node string, deadSince map[string]time.Time, now time.Time) {
 	since, isDead := deadSince[node]
 	if !isDead {
 		e.living = append(e.living, at)
 		return
 	}
 	e.dead = append(e.dead, at)
+	longDeadAt := since.Add(longDeathDelay)
+	switch {
+	case !now.Before(longDeadAt):
+		e.longDead = append(e.longDead, at)
+	case e.nextLongDeathAt.IsZero() || longDeadAt.Before(e.nextLongDeathAt):
+		e.nextLongDeathAt = longDeadAt
+	}
 	if since.After(e.lastDeathAt) {
 		e.lastDeathAt = since
 	}
@@ -198,6 +210,9 @@ func sampleEndpoints(all []netip.AddrPort) []netip.AddrPort {
 // fillInEndpoints completes a port. It reports whether the port should be steered.
 func (d *Outcome) fillInEndpoints(p *intent.SteeredPort, e endpointsByLife, steeredBefore *intent.SteeredPort, before Outcome, now time.Time) bool {
 	p.LivingEndpoints, p.DeadEndpoints = e.living, e.dead
+	if p.Protocol == intent.UDP {
+		p.LongDeadEndpoints = e.longDead
+	}
 	switch {
 	case len(e.living) == 0:
 		return false
@@ -206,7 +221,7 @@ func (d *Outcome) fillInEndpoints(p *intent.SteeredPort, e endpointsByLife, stee
 	case steeredBefore == nil || hasCommonEndpoint(steeredBefore.DeadEndpoints, e.living):
 		return false // also when the node is back
 	default: // the EndpointSlices are right again, and kube-proxy follows
-		p.DeadEndpoints, p.Until = steeredBefore.DeadEndpoints, steeredBefore.Until
+		p.DeadEndpoints, p.LongDeadEndpoints, p.Until = steeredBefore.DeadEndpoints, steeredBefore.LongDeadEndpoints, steeredBefore.Until
 		releasedAt, ok := before.releasedAtByPort[p.ServiceAddressPort]
 		if !ok {
 			releasedAt = now
@@ -221,6 +236,9 @@ func (d *Outcome) fillInEndpoints(p *intent.SteeredPort, e endpointsByLife, stee
 		return false
 	}
 	d.decideAgainAt(p.Until)
+	if p.Protocol == intent.UDP && !e.nextLongDeathAt.IsZero() {
+		d.decideAgainAt(e.nextLongDeathAt)
+	}
 	return true
 }
 

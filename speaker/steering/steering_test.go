@@ -183,6 +183,31 @@ func TestDecideEndsSteering(t *testing.T) {
 	})
 }
 
+func TestAnsweredUDPFlowsMoveWhenTheirNodeIsDeadForLong(t *testing.T) {
+	in := inputs(func(in *Inputs, s *Service) {
+		s.Traffic.Ports[0].Protocol = "UDP"
+		s.Slices[0].WithAddresses.Ports[0].Protocol = "UDP"
+		in.DeadSinceByNode["node2"] = start.Add(time.Second)
+	})
+	var last Outcome
+	for _, step := range []struct {
+		after time.Duration
+		want  []netip.AddrPort
+		dueIn time.Duration
+	}{
+		{time.Second, nil, 3 * time.Second}, {3 * time.Second, endpoints("10.244.3.2:8080"), 4 * time.Second},
+		{4 * time.Second, endpoints("10.244.2.2:8080", "10.244.3.2:8080"), 61 * time.Second},
+	} {
+		last = Decide(in, last, start.Add(step.after))
+		if len(last.Steering) != 1 || !slices.Equal(last.Steering[0].LongDeadEndpoints, step.want) {
+			t.Errorf("after %v steered is %v, want the answered flows to %v to move", step.after, last.Steering, step.want)
+		}
+		if want := start.Add(step.dueIn); !last.NextDueAt.Equal(want) {
+			t.Errorf("after %v the next decision is due at %v, want %v", step.after, last.NextDueAt, want)
+		}
+	}
+}
+
 func TestDecideBoundsEndpointsOfOnePort(t *testing.T) {
 	in := inputs(func(_ *Inputs, s *Service) {
 		all := []view.SliceEndpoint{podOnNode(3)}
