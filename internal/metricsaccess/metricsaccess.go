@@ -39,7 +39,8 @@ const (
 	// reviewTimeout bounds the questions about one request. Prometheus waits 10 s by default.
 	reviewTimeout = 5 * time.Second
 	// reviewsPerSecondLimit and reviewBurstLimit bound the questions to the API server, whoever
-	// sends tokens that do not exist.
+	// sends tokens that do not exist. They also bound those about tokens that were admitted, which
+	// are counted apart: a flood of others must not delay a scrape.
 	reviewsPerSecondLimit = 5
 	reviewBurstLimit      = 20
 	// rememberedAnswerLimit bounds the memory for answers.
@@ -122,14 +123,17 @@ type gate struct {
 	ask     reviewFunc
 	now     func() time.Time
 	limiter *rate.Limiter
-	log     *slog.Logger
+	// renewalLimiter is for tokens that were admitted.
+	renewalLimiter *rate.Limiter
+	log            *slog.Logger
 
 	mu             sync.Mutex // guards what follows
 	answerByDigest map[[sha256.Size]byte]access
 }
 
 func newGate(ask reviewFunc, now func() time.Time, log *slog.Logger) *gate {
-	return &gate{ask: ask, now: now, limiter: rate.NewLimiter(reviewsPerSecondLimit, reviewBurstLimit), log: log, answerByDigest: map[[sha256.Size]byte]access{}}
+	newLimiter := func() *rate.Limiter { return rate.NewLimiter(reviewsPerSecondLimit, reviewBurstLimit) }
+	return &gate{ask: ask, now: now, limiter: newLimiter(), renewalLimiter: newLimiter(), log: log, answerByDigest: map[[sha256.Size]byte]access{}}
 }
 
 // guard returns a handler that passes the requests of those who may get the metrics.
@@ -164,15 +168,20 @@ func (g *gate) reviewToken(ctx context.Context, token string) (access, error) {
 	if isKnown && g.now().Sub(last.decidedAt) < last.timeout() {
 		return last, nil
 	}
+	mayStay := last.mayGet && g.now().Sub(last.decidedAt) < unconfirmedAnswerTimeout
+	if mayStay && !g.renewalLimiter.Allow() {
+		return last, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
-	err := g.limiter.Wait(ctx)
-	var a access
-	if err == nil {
-		a, err = g.ask(ctx, token)
+	if !mayStay {
+		if err := g.limiter.Wait(ctx); err != nil {
+			return access{}, err
+		}
 	}
+	a, err := g.ask(ctx, token)
 	if err != nil {
-		if last.mayGet && g.now().Sub(last.decidedAt) < unconfirmedAnswerTimeout {
+		if mayStay {
 			return last, nil
 		}
 		return access{}, err

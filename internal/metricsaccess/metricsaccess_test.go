@@ -103,7 +103,8 @@ func TestForgedTokensDoNotDisplaceReaders(t *testing.T) {
 	h.checkGet("Bearer prometheus", http.StatusOK, 3*rememberedAnswerLimit+1)
 }
 
-// A flood of tokens reaches the API server slowly. A reader who was admitted does not wait for it.
+// A flood of tokens reaches the API server slowly. A reader who was admitted does not wait for it,
+// and stays a reader no longer than without it.
 func TestFloodOfTokensDoesNotReachTheAPIServer(t *testing.T) {
 	h := newGateHarness(t)
 	h.checkGet("Bearer prometheus", http.StatusOK, 1)
@@ -113,5 +114,20 @@ func TestFloodOfTokensDoesNotReachTheAPIServer(t *testing.T) {
 	}
 	h.checkGet("Bearer one-more", http.StatusServiceUnavailable, reviewBurstLimit)
 	h.now = h.now.Add(2 * time.Minute)
-	h.checkGet("Bearer prometheus", http.StatusOK, reviewBurstLimit)
+	h.checkGet("Bearer prometheus", http.StatusOK, reviewBurstLimit+1)
+	h.accessByToken["prometheus"] = h.accessByToken["tenant"]
+	h.now = h.now.Add(2 * time.Minute)
+	h.checkGet("Bearer prometheus", http.StatusForbidden, reviewBurstLimit+2)
+}
+
+// While the API server is down, a reader who asks very often asks it slowly, and gets the metrics.
+func TestReaderWithManyRequestsDoesNotReachTheAPIServer(t *testing.T) {
+	h := newGateHarness(t)
+	h.checkGet("Bearer prometheus", http.StatusOK, 1)
+	h.gate.renewalLimiter.SetLimit(1e-9)
+	h.isAPIDown, h.now = true, h.now.Add(2*time.Minute)
+	for i := range reviewBurstLimit {
+		h.checkGet("Bearer prometheus", http.StatusOK, i+2)
+	}
+	h.checkGet("Bearer prometheus", http.StatusOK, reviewBurstLimit+1)
 }
