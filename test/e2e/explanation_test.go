@@ -99,6 +99,7 @@ type explanationFault struct {
 // explanationFaultPrerequisites are the pools and reservations of explanationFaults.
 var explanationFaultPrerequisites = strings.Replace(poolWithoutAutoAssignManifest("limited", "192.168.0.171-192.168.0.175", "spec: {ipAddressPools: [limited]}"), "autoAssign: false", "autoAssign: false, gantry: {quota: {perNamespace: 1}}", 1) +
 	strings.Replace(poolWithoutAutoAssignManifest("gapped", "192.168.0.176-192.168.0.189", "spec: {ipAddressPools: [gapped]}"), "autoAssign: false", "autoAssign: false, gantry: {exclude: [192.168.0.177]}", 1) +
+	allowingTwoPerService(poolWithoutAutoAssignManifest("pairs", "192.168.0.169-192.168.0.170", "spec: {ipAddressPools: [pairs]}")) +
 	poolWithoutAutoAssignManifest("sixth", "fd00:a9::1-fd00:a9::9", "") + bgpAdvertisementManifest("sixth", "ipAddressPools: [sixth]") +
 	"apiVersion: gantry.dev/v1alpha1\nkind: AddressReservation\nmetadata: {name: kept, namespace: metallb-system}\nspec: {service: {namespace: default, name: somebody}, addresses: [192.168.0.178]}\n---\n" +
 	serviceManifest("limited-first", "metallb.io/address-pool: limited", "") +
@@ -223,7 +224,7 @@ var healthyServiceManifestByName = map[string]string{
 	"well-shared":  serviceManifest("well-shared", "metallb.io/loadBalancerIPs: 192.168.0.231, metallb.io/allow-shared-ip: well", ""),
 	"well-sharing": strings.Replace(serviceManifest("well-sharing", "metallb.io/loadBalancerIPs: 192.168.0.231, metallb.io/allow-shared-ip: well", ""), "port: 80", "port: 81", 1),
 	"well-routed":  serviceManifest("well-routed", "metallb.io/address-pool: routed", ""), "well-routed-local": serviceManifest("well-routed-local", "metallb.io/address-pool: routed", "externalTrafficPolicy: Local"),
-	"well-without-node-ports": serviceManifest("well-without-node-ports", "", "allocateLoadBalancerNodePorts: false"), "well-two": serviceManifest("well-two", "gantry.dev/address-count: \"2\"", ""),
+	"well-without-node-ports": serviceManifest("well-without-node-ports", "", "allocateLoadBalancerNodePorts: false"), "well-two": serviceManifest("well-two", `metallb.io/address-pool: pairs, gantry.dev/address-count: "2"`, ""),
 }
 
 // testKubectlGantryExplainNamesCause makes faults that only an explanation has to name, and
