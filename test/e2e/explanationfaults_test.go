@@ -75,7 +75,7 @@ func poolManifestInNamespace(namespace string) string {
 // which Gantry does not read.
 func (h *faultTestCluster) wrongNamespaceFault() explanationFault {
 	policy := filepath.Join(lab.RepositoryRoot(), "config", "policy", "policy.yaml")
-	return explanationFault{name: "a pool in another namespace", service: "elsewhere", manifests: serviceManifest("elsewhere", "metallb.io/address-pool: dmz", ""),
+	return explanationFault{name: "a pool in another namespace", service: "in-dmz", manifests: serviceManifest("in-dmz", "metallb.io/address-pool: dmz", ""),
 		reason: names.ReasonPoolElsewhere, text: "IPAddressPool dmz is in namespace default, and only those in metallb-system count: create it there",
 		edit: h.runInSequenceFunc(h.kubectlFunc("delete", "-f", policy), func(ctx context.Context) error {
 			return cluster.AwaitNoError(ctx, "the end of the policy", func(ctx context.Context) error { return h.ApplyManifests(ctx, poolManifestInNamespace("default")) })
