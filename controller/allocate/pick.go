@@ -234,7 +234,7 @@ func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Fam
 		if ok {
 			d.fullPerServicePools = append(d.fullPerServicePools, src)
 		} else {
-			d.exhaustedPools, d.exhaustedFamilyPools = append(d.exhaustedPools, src), append(d.exhaustedFamilyPools, st)
+			d.recordExhaustedPool(src, st)
 		}
 		return false
 	}
@@ -249,7 +249,7 @@ func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Fam
 	}
 	switch {
 	case !ok:
-		d.exhaustedPools, d.exhaustedFamilyPools = append(d.exhaustedPools, src), append(d.exhaustedFamilyPools, st)
+		d.recordExhaustedPool(src, st)
 		return false
 	case !d.isWithinQuota(st, address{}):
 		d.overQuotaPools = append(d.overQuotaPools, src)
@@ -257,6 +257,11 @@ func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Fam
 	}
 	d.pickedAddresses = append(d.pickedAddresses, pickedAddress{st.assignableNumbering.addressAtPosition(free), src})
 	return true
+}
+
+// recordExhaustedPool records that the pool has no free address of the family.
+func (d *decider) recordExhaustedPool(src *poolEntry, st *familyPool) {
+	d.exhaustedPools, d.exhaustedFamilyPools = append(d.exhaustedPools, src), append(d.exhaustedFamilyPools, st)
 }
 
 // maxAddressesPerFamily returns how many addresses of the family the Service may have to get one

@@ -268,10 +268,15 @@ func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, l
 // commitHoldableAddresses records that a Service holds these addresses, without those that it
 // cannot hold because of other holders.
 func commitHoldableAddresses(l *allocate.Ledger, v *view.Service, addresses []netip.Addr) {
-	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !l.CanShareWithHolders(a, v) })
-	if len(free) > 0 {
-		l.CommitAssignment(v, free, v.RecordedPool)
+	if holdable := filterHoldableAddresses(l, v, addresses); len(holdable) > 0 {
+		l.CommitAssignment(v, holdable, v.RecordedPool)
 	}
+}
+
+// filterHoldableAddresses returns the addresses without those that another Service holds and does
+// not share with this one.
+func filterHoldableAddresses(l *allocate.Ledger, v *view.Service, addresses []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !l.CanShareWithHolders(a, v) })
 }
 
 // parsePendingEntries reads the AddressLedger. If it cannot be read, no address is assigned: to

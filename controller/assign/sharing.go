@@ -146,9 +146,8 @@ type liveServiceView struct {
 // pending assignment may still bring, except for addresses with conflicting holders.
 func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	before, _ := r.ledger.AssignmentOf(h.Key)
-	now := slices.DeleteFunc(allocate.UnionAddresses(h.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
-		return !r.ledger.CanShareWithHolders(a, &h.Service)
-	})
+	pending := r.ledgerWriter.pendingWrites.PendingAddressesOfService(h.Key, h.resourceVersion)
+	now := filterHoldableAddresses(r.ledger, &h.Service, allocate.UnionAddresses(h.AssignedAddresses, pending))
 	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)
 	for _, a := range before.Addresses {
 		switch {

@@ -2,7 +2,6 @@ package assign
 
 import (
 	"context"
-	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -119,7 +118,6 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 	if len(v.AssignedAddresses) == 0 {
 		after, pool = allocate.UnionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
 	}
-	after = slices.DeleteFunc(slices.Clone(after), func(a netip.Addr) bool { return !r.ledger.CanShareWithHolders(a, &v) })
-	r.ledger.CommitAssignment(&v, after, pool)
+	r.ledger.CommitAssignment(&v, filterHoldableAddresses(r.ledger, &v, after), pool)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 }

@@ -45,7 +45,7 @@ func gatewayLinkMACsFirst(links facts.LinkSet) []facts.MAC {
 	})
 	var out []facts.MAC
 	for _, l := range sorted {
-		for _, mac := range append([]facts.MAC{l.MAC}, l.PortMACs...) {
+		for _, mac := range l.MACsToSendWith() {
 			if !slices.Contains(out, mac) {
 				out = append(out, mac)
 			}

@@ -321,10 +321,10 @@ func haveBidLinksChanged(old, now intent.Bid) bool {
 	return !slices.Equal(old.OwnLinkIndexes, now.OwnLinkIndexes)
 }
 
-// sortedByIP returns the addresses of a set, sorted.
-func sortedByIP(set map[*addressState]struct{}) []*addressState {
-	out := make([]*addressState, 0, len(set))
-	for a := range set {
+// sortedByIP returns the addresses that are the keys of a map, sorted.
+func sortedByIP[V any](byAddress map[*addressState]V) []*addressState {
+	out := make([]*addressState, 0, len(byAddress))
+	for a := range byAddress {
 		out = append(out, a)
 	}
 	slices.SortFunc(out, func(x, y *addressState) int { return x.ip.Compare(y.ip) })

@@ -120,7 +120,7 @@ func contestAddress(m *Machine, a *addressState, c Claim) {
 // them up otherwise.
 func resolveContestedAddresses(m *Machine) {
 	isKept := m.gateways.hasFreshAnswer(m.now)
-	for _, a := range sortedAddressesOfClaims(m.gateways.contestingClaimByAddress) {
+	for _, a := range sortedByIP(m.gateways.contestingClaimByAddress) {
 		c := m.gateways.contestingClaimByAddress[a]
 		delete(m.gateways.contestingClaimByAddress, a)
 		switch {
@@ -141,12 +141,4 @@ func resolveOverdueContests(m *Machine) {
 		m.gateways.awaited = false
 		resolveContestedAddresses(m)
 	}
-}
-
-func sortedAddressesOfClaims(claims map[*addressState]Claim) []*addressState {
-	set := make(map[*addressState]struct{}, len(claims))
-	for a := range claims {
-		set[a] = struct{}{}
-	}
-	return sortedByIP(set)
 }

@@ -43,6 +43,10 @@ type Link struct {
 	CannotSendIPv4, CannotSendIPv6 bool
 }
 
+// MACsToSendWith returns the Ethernet addresses with which the link may send: its own one, and
+// those of its ports.
+func (l *Link) MACsToSendWith() []MAC { return append([]MAC{l.MAC}, l.PortMACs...) }
+
 // LinkNeighbour is another host on a link.
 type LinkNeighbour struct {
 	Address netip.Addr

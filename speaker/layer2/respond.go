@@ -22,7 +22,7 @@ type responderTable struct {
 func (e *Engine) publishResponderTable() {
 	t := &responderTable{heldAddressByIP: e.heldAddressByIP, probedAddresses: e.runningProbes.probedAddresses}
 	for _, p := range e.ports {
-		for _, mac := range append([]facts.MAC{p.link.MAC}, p.link.PortMACs...) {
+		for _, mac := range p.link.MACsToSendWith() {
 			if !slices.Contains(t.ownMACs, mac) {
 				t.ownMACs = append(t.ownMACs, mac)
 			}

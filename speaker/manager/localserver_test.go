@@ -53,7 +53,9 @@ func TestRoutesPortServesRoutes(t *testing.T) {
 // announces none.
 func TestRoutesPageFailsUntilRoutesAreKnown(t *testing.T) {
 	m := &ControllerRuntimeManager{}
-	get := func() *httptest.ResponseRecorder { return fetchPage(newRoutesHandler(m.describeAnnouncedRoutes), rib.RoutesPagePath) }
+	get := func() *httptest.ResponseRecorder {
+		return fetchPage(newRoutesHandler(m.describeAnnouncedRoutes), rib.RoutesPagePath)
+	}
 	if w := get(); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "has not started BGP yet") {
 		t.Errorf("before the routes are known the page is %d %q, want 503 and why", w.Code, w.Body.String())
 	}

@@ -23,8 +23,8 @@ type Options struct {
 	NodeName string
 	// RoutesBindAddress is where the page of the announced routes is served.
 	RoutesBindAddress string
-	PodName  string
-	StateDir string
+	PodName           string
+	StateDir          string
 
 	GossipBindAddress string
 	GossipBindPort    int

@@ -6,7 +6,6 @@
 package steering
 
 import (
-	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -281,6 +280,6 @@ func FollowDeaths(before map[string]time.Time, members, silent []string, now tim
 // UnionOfLinks returns the links of two sorted lists, each once.
 func UnionOfLinks(x, y []int) []int {
 	out := slices.Concat(x, y)
-	slices.SortFunc(out, cmp.Compare[int])
+	slices.Sort(out)
 	return slices.Compact(out)
 }

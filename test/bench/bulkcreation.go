@@ -43,12 +43,8 @@ spec: {addresses: [10.192.0.0/16]}
 // startOneNodeLabWithLargePool starts a lab of one node with Gantry and the pool for all Services.
 // The caller closes it.
 func startOneNodeLabWithLargePool(ctx context.Context, dir string) (*cluster.Cluster, error) {
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 1, Dir: dir})
+	s, err := startLabWithGantry(ctx, lab.Options{Nodes: 1, Dir: dir})
 	if err != nil {
-		return nil, err
-	}
-	if err := s.InstallGantry(ctx); err != nil {
-		s.Close()
 		return nil, err
 	}
 	if err := s.ApplyManifests(ctx, poolOf65536AddressesManifest); err != nil {

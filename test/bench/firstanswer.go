@@ -62,14 +62,11 @@ spec:
 // node answers for the new address before it has asked the network. Enforce, which asks first, is
 // the baseline.
 func measureFirstAnswer(ctx context.Context, dir string) error {
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 4, Dir: dir, ProgressOutput: os.Stderr})
+	s, err := startLabWithGantry(ctx, lab.Options{Nodes: 4, Dir: dir, ProgressOutput: os.Stderr})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.InstallGantry(ctx); err != nil {
-		return err
-	}
 	if err := s.ApplyManifests(ctx, cluster.ExampleServiceAndDeploymentManifest+"---\n"+firstAnswerPoolsManifest); err != nil {
 		return err
 	}

@@ -92,17 +92,27 @@ func runBenchmarks(ctx context.Context, chosen []string) error {
 	return nil
 }
 
+// startLabWithGantry starts a lab and installs Gantry in it. The caller closes it.
+func startLabWithGantry(ctx context.Context, o lab.Options) (*cluster.Cluster, error) {
+	s, err := cluster.StartLabWithoutGantry(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.InstallGantry(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
 // measureAssignmentFailoverAndHandover measures single Services and moves of their addresses, on a
 // lab of four nodes.
 func measureAssignmentFailoverAndHandover(ctx context.Context, dir string) error {
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 4, Dir: dir, ProgressOutput: os.Stderr})
+	s, err := startLabWithGantry(ctx, lab.Options{Nodes: 4, Dir: dir, ProgressOutput: os.Stderr})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.InstallGantry(ctx); err != nil {
-		return err
-	}
 	if err := s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest); err != nil {
 		return err
 	}

@@ -31,14 +31,11 @@ metadata: {name: spread, namespace: metallb-system}
 // measureHolderSpread measures how evenly three of four nodes hold the addresses, and which
 // addresses move when one of them dies.
 func measureHolderSpread(ctx context.Context, dir string) error {
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 4, Dir: dir})
+	s, err := startLabWithGantry(ctx, lab.Options{Nodes: 4, Dir: dir})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.InstallGantry(ctx); err != nil {
-		return err
-	}
 	if _, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}

@@ -94,23 +94,30 @@ func TestHelmChartRendersSameAsKustomize(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := indexObjectsByName(t, text)
-			// Helm stores its release in the namespace, so the namespace has to exist before and is
-			// not in the chart.
-			delete(want, "v1 Namespace  metallb-system")
-			text, err = RenderHelm(t.Context(), "metallb-system", values)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := indexObjectsByName(t, text)
-			for _, o := range got {
-				// only Helm uses it
-				unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy")
-			}
-			if diff := gocmp.Diff(want, got); diff != "" {
-				t.Errorf("kustomize (-) and Helm (+) differ:\n%s", diff)
-			}
+			expectHelmRendersSame(t, text, values)
 		})
+	}
+}
+
+// expectHelmRendersSame fails the test unless the chart with these values has the same objects as
+// the manifests that kustomize rendered.
+func expectHelmRendersSame(t *testing.T, kustomized, values string) {
+	t.Helper()
+	want := indexObjectsByName(t, kustomized)
+	// Helm stores its release in the namespace, so the namespace has to exist before and is not in
+	// the chart.
+	delete(want, "v1 Namespace  metallb-system")
+	text, err := RenderHelm(t.Context(), "metallb-system", values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := indexObjectsByName(t, text)
+	for _, o := range got {
+		// only Helm uses it
+		unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy")
+	}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Errorf("kustomize (-) and Helm (+) differ:\n%s", diff)
 	}
 }
 
@@ -120,23 +127,13 @@ func TestHelmValuesDoTheSameAsComponents(t *testing.T) {
 	for component, values := range map[string]string{
 		"plain-metrics": "{metrics: {protocol: http}, prometheus: {enabled: true}}", "network-policies": "{networkPolicies: {enabled: true}, prometheus: {enabled: true}}",
 	} {
-		text, err := RenderKustomizeWithComponent(t.Context(), t.TempDir(), "prometheus", component)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := indexObjectsByName(t, text)
-		delete(want, "v1 Namespace  metallb-system")
-		text, err = RenderHelm(t.Context(), "metallb-system", values)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := indexObjectsByName(t, text)
-		for _, o := range got {
-			unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy")
-		}
-		if diff := gocmp.Diff(want, got); diff != "" {
-			t.Errorf("%s: kustomize (-) and Helm (+) differ:\n%s", component, diff)
-		}
+		t.Run(component, func(t *testing.T) {
+			text, err := RenderKustomizeWithComponent(t.Context(), t.TempDir(), "prometheus", component)
+			if err != nil {
+				t.Fatal(err)
+			}
+			expectHelmRendersSame(t, text, values)
+		})
 	}
 }
 
