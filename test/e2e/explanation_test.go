@@ -65,8 +65,16 @@ func (h *faultTestCluster) awaitExplanation(ctx context.Context, service string,
 // awaitExplanation waits until kubectl gantry explain exits with the status, and its first line has
 // the texts.
 func awaitExplanation(ctx context.Context, s *cluster.Cluster, subject []string, wantStatus int, texts ...string) error {
+	return awaitExplanationOfRepeatedFault(ctx, s, func() error { return nil }, subject, wantStatus, texts...)
+}
+
+// awaitExplanationOfRepeatedFault causes the fault anew before each explanation.
+func awaitExplanationOfRepeatedFault(ctx context.Context, s *cluster.Cluster, causeFault func() error, subject []string, wantStatus int, texts ...string) error {
 	var lastAnswer error
 	err := cluster.AwaitNoError(ctx, "the explanation of "+strings.Join(subject, " "), func(ctx context.Context) error {
+		if err := causeFault(); err != nil {
+			return err
+		}
 		out, status, err := runKubectlGantry(ctx, s, append([]string{"explain"}, subject...)...)
 		if err != nil || ctx.Err() != nil { // it may have been killed
 			return errors.Join(err, ctx.Err())

@@ -69,11 +69,14 @@ func testStrayAnnouncementIsReported(ctx context.Context, t *testing.T, s *clust
 	}
 	node := listenForFrames(t, s, stray, ipfamily.IPv4, func(layer2.ARPOrNDPFrame) {})
 	all := layer2.AnnouncementDestinationMAC(four)
-	failOnError(t, cluster.AwaitNoError(ctx, "an event with the name of the node", func(ctx context.Context) error {
-		if err := node.WriteFrame(layer2.ARPOrNDPFrame{
+	announceStray := func() error {
+		return node.WriteFrame(layer2.ARPOrNDPFrame{
 			EthernetDestination: all, EthernetSource: node.link.MAC, Operation: layer2.Request,
 			SenderMAC: node.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
-		}); err != nil {
+		})
+	}
+	failOnError(t, cluster.AwaitNoError(ctx, "an event with the name of the node", func(ctx context.Context) error {
+		if err := announceStray(); err != nil {
 			return err
 		}
 		var events eventsv1.EventList
@@ -87,7 +90,7 @@ func testStrayAnnouncementIsReported(ctx context.Context, t *testing.T, s *clust
 		}
 		return fmt.Errorf("none of %d events has it", len(events.Items))
 	}))
-	failOnError(t, awaitExplanation(ctx, s, []string{"service", "echo"}, kubectlGantryExitNotWell, "but "+stray+" ("+node.link.MAC.String()+") answers for it and does not hold it", "["+string(names.ReasonStrayAnswer)+"]"))
+	failOnError(t, awaitExplanationOfRepeatedFault(ctx, s, announceStray, []string{"service", "echo"}, kubectlGantryExitNotWell, "but "+stray+" ("+node.link.MAC.String()+") answers for it and does not hold it", "["+string(names.ReasonStrayAnswer)+"]"))
 	if now := awaitHolderOfAddress(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)
 	}
