@@ -25,13 +25,16 @@ func (r *announcementStateReader) readEndpointsAndReports(ctx context.Context, c
 	if err != nil {
 		return nil, nil, err
 	}
-	local := advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy)
-	svc := advertise.ServiceFromView(v)
-	wanted := advertise.SessionsToCarryService(config.Snapshot, &svc, config.Nodes, func(node string, a netip.Addr) bool {
-		return endpoints.ServesFamilyOf(a) && (!bool(local) || endpoints.RestrictToFamilyOf(a).CanServeOn(node))
-	})
-	reports, err := r.readReports(ctx, v, wanted)
+	reports, err := r.readReports(ctx, v, sessionsToCarry(config, v, &endpoints))
 	return &endpoints, reports, err
+}
+
+// sessionsToCarry returns the sessions that should carry a Service with these endpoints.
+func sessionsToCarry(config *configurationreader.Configuration, v *view.Service, endpoints *view.Endpoints) []advertise.SessionToCarryService {
+	svc := advertise.ServiceFromView(v)
+	return advertise.SessionsToCarryService(config.Snapshot, &svc, config.Nodes, func(node string, a netip.Addr) bool {
+		return endpoints.ServesFamilyOf(a) && (!v.HasLocalTrafficPolicy || endpoints.RestrictToFamilyOf(a).CanServeOn(node))
+	})
 }
 
 // explainUnannounced says why nobody announces the addresses of v that are missing. isByEveryNode
