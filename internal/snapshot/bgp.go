@@ -3,6 +3,7 @@ package snapshot
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strconv"
 	"time"
 
@@ -125,6 +126,13 @@ type BGPAdvertisement struct {
 // SelectsNode says whether nodes with these labels peer.
 func (p *Peer) SelectsNode(set map[string]string) bool {
 	return AnySelectorMatches(p.NodeSelectors, labels.Set(set))
+}
+
+// HasSameSettings says whether a session of both is the same, whichever nodes they select.
+func (p *Peer) HasSameSettings(o *Peer) bool {
+	x, y := *p, *o
+	x.NodeSelectors, y.NodeSelectors = nil, nil
+	return reflect.DeepEqual(x, y)
 }
 
 // CarriesFamily says whether a session with the peer carries routes of the family.

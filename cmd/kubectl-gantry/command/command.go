@@ -98,6 +98,7 @@ func (p *program) newRootCommand() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(p.newExplainCommand(), p.newStatusCommand())
 	root.AddCommand(p.newListingCommands()...)
+	root.AddCommand(p.newPreviewCommand())
 	return root
 }
 

@@ -50,18 +50,25 @@ type Reader struct {
 	mu sync.Mutex // guards all that follows
 	// listedObjectsByCacheKey has each kind that was listed as a whole, by its listedKindCacheKey.
 	listedObjectsByCacheKey map[string][]client.Object
+	// objectsByIndexValue has the objects of kinds that were listed in all namespaces, by kind and
+	// index, and by the value of the index.
+	objectsByIndexValue map[string]map[string][]client.Object
 	// fetchedObjects has what GetFromServer read, and its errors.
 	fetchedObjects     map[fetchedObjectKey]fetchedObject
 	indexerFuncByField map[string]client.IndexerFunc
 	missingRights      map[MissingRight]struct{}
 	absentKinds        map[string]bool
+	// assumedEmptyCacheKeys are kinds that AssumeNoObjectsOfKind named.
+	assumedEmptyCacheKeys map[string]bool
+	// edits count for each kind that is listed.
+	edits []ObjectEdit
 }
 
 // NewReader returns a Reader that has nothing listed.
 func NewReader(api client.WithWatch, labelsByIndex LabelsFuncByIndex) *Reader {
 	return &Reader{
 		apiClient: api, labelsFuncByIndex: labelsByIndex, listedObjectsByCacheKey: map[string][]client.Object{}, fetchedObjects: map[fetchedObjectKey]fetchedObject{}, indexerFuncByField: map[string]client.IndexerFunc{},
-		missingRights: map[MissingRight]struct{}{}, absentKinds: map[string]bool{},
+		missingRights: map[MissingRight]struct{}{}, absentKinds: map[string]bool{}, assumedEmptyCacheKeys: map[string]bool{},
 	}
 }
 
@@ -184,7 +191,7 @@ func (r *Reader) listAndCacheObjects(ctx context.Context, q ListRequest) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.listedObjectsByCacheKey[key] = items
+	r.listedObjectsByCacheKey[key] = r.withEdits(kind, q.Namespace, items)
 	return nil
 }
 
@@ -197,6 +204,7 @@ func (r *Reader) AssumeNoObjectsOfKind(list client.ObjectList, namespace string)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.listedObjectsByCacheKey[listedKindCacheKey(kind, namespace)] = nil
+	r.assumedEmptyCacheKeys[listedKindCacheKey(kind, namespace)] = true
 }
 
 func listedKindCacheKey(kind itemKindAndResource, namespace string) string {
@@ -315,6 +323,9 @@ func (r *Reader) List(ctx context.Context, into client.ObjectList, opts ...clien
 	}
 	r.mu.Lock()
 	items, known := r.listedObjectsByCacheKey[listedKindCacheKey(kind, o.Namespace)]
+	if !known && o.Namespace != "" {
+		items, known = r.objectsOfAllNamespaces(kind, o.FieldSelector)
+	}
 	if !known && o.FieldSelector != nil {
 		if items, known = r.listedObjectsByCacheKey[listedKindCacheKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
 			o.FieldSelector = nil
@@ -345,6 +356,9 @@ func (r *Reader) ListFromServer(ctx context.Context, into client.ObjectList) err
 func (r *Reader) copySelectedItems(kind itemKindAndResource, items []client.Object, o *client.ListOptions, into client.ObjectList) error {
 	var out []runtime.Object
 	for _, item := range items {
+		if o.Namespace != "" && item.GetNamespace() != o.Namespace {
+			continue
+		}
 		if o.LabelSelector != nil && !o.LabelSelector.Matches(labels.Set(item.GetLabels())) {
 			continue
 		}
