@@ -21,7 +21,7 @@ const (
 	// ReasonNoEligiblePool: pools exist, but the Service may use none of them without naming it.
 	ReasonNoEligiblePool Reason = "NoEligiblePool"
 	// ReasonAddressInUse: another Service holds the requested address, and the two may not share
-	// it.
+	// it, or the status of a Service that lost the address still shows it.
 	ReasonAddressInUse Reason = "AddressInUse"
 	// ReasonSharingKeyDiffers: the Service that holds the address has another sharing key.
 	ReasonSharingKeyDiffers Reason = "SharingKeyDiffers"

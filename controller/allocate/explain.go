@@ -136,6 +136,8 @@ func (w WithheldAddress) describeReasonTo(r textReader) string {
 		return fmt.Sprintf("is reserved for %s%s", service, until)
 	case names.ReasonQuarantined:
 		return fmt.Sprintf("is in quarantine%s: host %s answered for it on the segment", until, w.ReservationOrForeignHost)
+	case names.ReasonAddressInUse:
+		return fmt.Sprintf("is still in the status of %s, which the controller is about to write", service)
 	case names.ReasonProbing:
 		return fmt.Sprintf("is about to be given to %s", service)
 	}

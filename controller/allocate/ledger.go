@@ -215,7 +215,7 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 }
 
 // ReleaseService removes what the Service holds and returns the addresses without a holder. Some of
-// these may not be free yet: they cool down or are reserved.
+// these may not be free yet: they cool down, are reserved, or are withheld for another reason.
 func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
 	l.removeProbingEntriesOfService(k)
 	id, ok := l.findRecordID(k)
@@ -337,15 +337,6 @@ func (l *Ledger) recordHolderInFamilyPool(st *familyPool, a address, id int32, a
 	return at, ok
 }
 
-// bumpVersionsOnRelease counts that a Service released an address that this many others still hold.
-func (l *Ledger) bumpVersionsOnRelease(others int) {
-	if others == 0 {
-		l.freedAddressesVersion++
-	} else {
-		l.shareableAddressesVersion++
-	}
-}
-
 // firstHolderInNamespace returns the first of the records whose Service is in the namespace, or -1.
 func (l *Ledger) firstHolderInNamespace(namespace string, ids []int32) int32 {
 	for _, id := range ids {
@@ -360,7 +351,11 @@ func (l *Ledger) firstHolderInNamespace(namespace string, ids []int32) int32 {
 func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 	var room [1]int32
 	rest := l.holderTable.removeHolder(a, id, &room)
-	l.bumpVersionsOnRelease(len(rest))
+	if len(rest) == 0 {
+		l.freedAddressesVersion++
+	} else {
+		l.shareableAddressesVersion++
+	}
 	st := l.currentPoolIndex.familyPoolCovering(a)
 	if st == nil {
 		return len(rest) == 0

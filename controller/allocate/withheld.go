@@ -15,7 +15,8 @@ import (
 // free once no Service does.
 type WithheldAddress struct {
 	Address netip.Addr
-	// Reason is ReasonAddressReserved, ReasonCoolingDown, ReasonQuarantined or ReasonProbing.
+	// Reason is ReasonAddressReserved, ReasonCoolingDown, ReasonQuarantined, ReasonProbing or, for
+	// an address that the status of a Service shows without a right to it, ReasonAddressInUse.
 	Reason names.Reason
 	// ServiceThatMayHoldIt may have the address in spite of this. If the address is in quarantine,
 	// it may not: it is then the Service that had requested exactly this address, or none.
@@ -34,7 +35,8 @@ type WithheldAddress struct {
 // namespaceThatCausedIt returns the namespace in whose quota the entry counts: a Service of it gave
 // the address up, waits for its probe, or requested it while a host used it.
 func (w WithheldAddress) namespaceThatCausedIt() (string, bool) {
-	return w.ServiceThatMayHoldIt.Namespace, w.Reason != names.ReasonAddressReserved && w.ServiceThatMayHoldIt.Namespace != ""
+	isCounted := w.Reason != names.ReasonAddressReserved && w.Reason != names.ReasonAddressInUse
+	return w.ServiceThatMayHoldIt.Namespace, isCounted && w.ServiceThatMayHoldIt.Namespace != ""
 }
 
 // isWithheldBecauseOfNamespace says whether the address counts in the quota of the namespace
@@ -49,7 +51,15 @@ func (l *Ledger) isWithheldBecauseOfNamespace(a address, namespace string) bool 
 // hasSameCause says whether two entries have the same cause, so that the newer one replaces the
 // older.
 func (w WithheldAddress) hasSameCause(o WithheldAddress) bool {
-	return w.Reason == o.Reason && (w.Reason != names.ReasonAddressReserved || w.ReservationOrForeignHost == o.ReservationOrForeignHost)
+	switch {
+	case w.Reason != o.Reason:
+		return false
+	case w.Reason == names.ReasonAddressReserved:
+		return w.ReservationOrForeignHost == o.ReservationOrForeignHost
+	case w.Reason == names.ReasonAddressInUse:
+		return w.ServiceThatMayHoldIt == o.ServiceThatMayHoldIt
+	}
+	return true
 }
 
 // mustSurviveRestart says whether the entry must be stored for a restart; the others are derived
@@ -248,6 +258,26 @@ func (l *Ledger) WithholdAddressesUntilProbed(s *view.Service, addresses []netip
 		if !slices.ContainsFunc(l.withheldEntriesByAddress[addressFromNetip(a)], func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k }) {
 			l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: k, Reason: names.ReasonProbing, WasRequested: slices.Contains(s.RequestedAddresses, a)})
 		}
+	}
+}
+
+// WithholdAddressesUntilStatusWritten withholds the addresses that the status of the Service shows,
+// and which it lost to other holders: no third Service gets them before the status is written. They
+// replace those of an earlier call; without addresses, the status shows none any more.
+func (l *Ledger) WithholdAddressesUntilStatusWritten(k view.ObjectKey, addresses []netip.Addr) {
+	if len(addresses) == 0 && len(l.withheldAddressesByService[k]) == 0 {
+		return
+	}
+	isOfStatus := func(w WithheldAddress) bool {
+		return w.Reason == names.ReasonAddressInUse && w.ServiceThatMayHoldIt == k
+	}
+	for _, a := range slices.Clone(l.withheldAddressesByService[k]) {
+		if !slices.Contains(addresses, a.toNetip()) {
+			l.removeWithheldEntriesAndFreeAddress(a, isOfStatus)
+		}
+	}
+	for _, a := range addresses {
+		l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: k, Reason: names.ReasonAddressInUse})
 	}
 }
 

@@ -151,7 +151,9 @@ func (r *ServiceWorker) adoptStatusOfOtherWriterIntoLedger(v *view.Service, rec 
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
 			r.poolOrReservationStatusWriter.needsComparison = true
 		}
+		return true
 	}
+	r.ledger.WithholdAddressesUntilStatusWritten(v.Key, nil)
 	return true
 }
 
@@ -260,6 +262,7 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	delete(r.recordByService, k)
 	delete(r.retirementScheduler.servicesToGiveUpRetired, k)
 	r.ledgerWriter.pendingWrites.ClosePendingWithBase(k, "")
+	r.ledger.WithholdAddressesUntilStatusWritten(k, nil)
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "cause", why)
 		r.poolOrReservationStatusWriter.needsComparison = true

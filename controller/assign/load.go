@@ -266,11 +266,25 @@ func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, l
 }
 
 // commitHoldableAddresses records that a Service holds these addresses, without those that it
-// cannot hold because of other holders.
+// cannot hold because of other holders. No third Service gets those of the rest that its status
+// shows.
 func commitHoldableAddresses(l *allocate.Ledger, v *view.Service, addresses []netip.Addr) {
-	if holdable := filterHoldableAddresses(l, v, addresses); len(holdable) > 0 {
+	holdable := filterHoldableAddresses(l, v, addresses)
+	if len(holdable) > 0 {
 		l.CommitAssignment(v, holdable, v.RecordedPool)
 	}
+	withholdLostAddresses(l, v, holdable)
+}
+
+// withholdLostAddresses withholds what the status of a Service shows beyond what it can hold.
+func withholdLostAddresses(l *allocate.Ledger, v *view.Service, holdable []netip.Addr) {
+	var lost []netip.Addr
+	for _, a := range v.AssignedAddresses {
+		if !slices.Contains(holdable, a) {
+			lost = append(lost, a)
+		}
+	}
+	l.WithholdAddressesUntilStatusWritten(v.Key, lost)
 }
 
 // filterHoldableAddresses returns the addresses without those that another Service holds and does

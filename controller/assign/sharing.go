@@ -40,6 +40,8 @@ type sharingCheckTask struct {
 // startSharingCheck starts a check. Until it has ended, nothing is decided for the Service.
 func (r *ServiceWorker) startSharingCheck(v *view.Service) {
 	r.recordByService[v.Key].requestInFlight = true
+	held, _ := r.ledger.AssignmentOf(v.Key)
+	withholdLostAddresses(r.ledger, v, held.Addresses)
 	c := &sharingCheckTask{service: v.Key, ledgerBuildNumber: r.ledgerBuildNumber}
 	for _, a := range v.AssignedAddresses {
 		if rivals := r.ledger.ConflictingHolders(a, v); len(rivals) > 0 && !slices.Contains(c.conflictingServices, rivals[0]) {
@@ -149,6 +151,7 @@ func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	pending := r.ledgerWriter.pendingWrites.PendingAddressesOfService(h.Key, h.resourceVersion)
 	now := filterHoldableAddresses(r.ledger, &h.Service, allocate.UnionAddresses(h.AssignedAddresses, pending))
 	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)
+	withholdLostAddresses(r.ledger, &h.Service, now)
 	for _, a := range before.Addresses {
 		switch {
 		case slices.Contains(now, a):

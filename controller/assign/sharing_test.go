@@ -372,3 +372,52 @@ func TestUnclearSharingReloadsAtMostEvery30Seconds(t *testing.T) {
 		}
 	})
 }
+
+// TestAddressInStatusIsNotFree breaks the right of a Service to share its address while its status
+// cannot be written, and deletes the Service that keeps the address. No third Service gets the
+// address as long as a status shows it.
+func TestAddressInStatusIsNotFree(t *testing.T) {
+	for name, startsAnew := range map[string]bool{"the controller runs on": false, "a controller starts anew": true} {
+		t.Run(name, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				o := newAssignmentOracle()
+				s := apitest.NewServer(o.checkServiceChange)
+				s.SetPool("p", poolSpec("192.0.2.1/32"))
+				c := startController(t, s, nil, ServiceWorkerOptions{})
+				awaitQuiet := func() { time.Sleep(time.Second); synctest.Wait() }
+				for i, name := range []string{"older", "younger"} {
+					s.CreateService(newSharer(name, int32(80+i), ""))
+					awaitQuiet()
+				}
+				s.RefuseServiceWrites(func(o *corev1.Service) error {
+					if o.Name == "younger" {
+						return apierrors.NewInternalError(errors.New("a webhook failed"))
+					}
+					return nil
+				})
+				if startsAnew {
+					c.stopAndWait()
+				}
+				s.EditService(serviceKey("younger"), editToChangePort(80))
+				if startsAnew {
+					c = startController(t, s, nil, ServiceWorkerOptions{})
+				}
+				awaitQuiet()
+				s.DeleteService(serviceKey("older"))
+				s.CreateService(newLoadBalancer("third"))
+				awaitQuiet()
+				wantAddressAndReason(t, s, "third", "", names.ReasonPoolExhausted)
+				s.RefuseServiceWrites(nil)
+				time.Sleep(2 * maxRetryDelay)
+				c.stopAndWait()
+				holders := 0
+				for _, o := range s.AllServices() {
+					holders += len(ingressAddresses(o))
+				}
+				if holders != 1 || len(o.faults) > 0 {
+					t.Errorf("%d Services have the address, want 1: %v", holders, o.faults)
+				}
+			})
+		})
+	}
+}

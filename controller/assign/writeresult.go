@@ -15,6 +15,7 @@ import (
 
 // commitDecidedWriteToLedger records that a Service holds exactly what was decided.
 func (r *ServiceWorker) commitDecidedWriteToLedger(w *serviceStatusWriteTask) {
+	r.ledger.WithholdAddressesUntilStatusWritten(w.service.Key, nil)
 	if len(w.decision.AddressesToProbe) > 0 { // nothing is assigned yet
 		return
 	}
@@ -118,6 +119,8 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 	if len(v.AssignedAddresses) == 0 {
 		after, pool = allocate.UnionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
 	}
-	r.ledger.CommitAssignment(&v, filterHoldableAddresses(r.ledger, &v, after), pool)
+	holdable := filterHoldableAddresses(r.ledger, &v, after)
+	r.ledger.CommitAssignment(&v, holdable, pool)
+	withholdLostAddresses(r.ledger, &v, holdable)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 }
