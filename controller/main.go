@@ -112,6 +112,9 @@ func runController(ctx context.Context, o options) error {
 		return err
 	}
 	managerOpts.LeaderElectionResourceLockInterface = lock
+	if err := metrics.Registry.Register(option.BuildInfoMetric{}); err != nil {
+		return fmt.Errorf("registering the metric of the version: %w", err)
+	}
 	mgr, err := ctrl.NewManager(config, managerOpts)
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
@@ -151,6 +154,7 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 		PredictUnannouncedCondition: announcedWriter.PredictUnannouncedCondition, LeaderAbsence: leaderAbsence,
 		Namespace: o.Namespace, LoadBalancerClass: o.LoadBalancerClass, LedgerWriterIdentity: identity,
 	})
+	gossipKey := gossipkey.NewKeyRotator(gossipkey.Options{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Log: log, Namespace: o.Namespace, Flags: o.GossipKeyFlags, Now: time.Now})
 	return errors.Join(
 		sessioncount.NewSessionCounter(mgr.GetClient(), scope).RegisterController(mgr),
 		reader.RegisterReader(ctx, mgr, scope),
@@ -159,9 +163,9 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),
-		mgr.Add(gossipkey.NewKeyRotator(gossipkey.Options{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Log: log, Namespace: o.Namespace, Flags: o.GossipKeyFlags, Now: time.Now})),
+		mgr.Add(gossipKey),
 		mgr.Add(poolmetrics.NewCollector(poolmetrics.Options{
-			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
+			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter, gossipKey, certificate),
 		})),
 		addHealthChecks(mgr, worker),
 		registerWebhook(mgr, o, certificate, webhookKnowledge{reader, clusterAddresses, passwords}),

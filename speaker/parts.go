@@ -104,7 +104,7 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	if !o.ConfigurationScope().WithoutBGPKinds { // without BGP its engines get nothing to do
 		p.runFuncsWithoutAPIServer = append(p.runFuncsWithoutAPIServer, bgpStatus.Run)
 	}
-	collectors := []prometheus.Collector{bfdEngine, bgpEngine, layer2Engine, member.Members, a, announced, problemGauges}
+	collectors := []prometheus.Collector{bfdEngine, bgpEngine, layer2Engine, member.Members, a, announced, problemGauges, option.BuildInfoMetric{}}
 	if steering != nil {
 		p.runFuncsWithoutAPIServer, collectors = append(p.runFuncsWithoutAPIServer, steering.Run), append(collectors, steering)
 	}

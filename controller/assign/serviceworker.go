@@ -157,7 +157,7 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		servicesWithRefusedStatus:      servicesWithRefusedStatus{},
 		reloadCause:                    reloadCauseStart,
 		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
-		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},
+		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity, countByReason: o.Metrics.withheldAddressesByReason},
 		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*openAddressProbe{}},
 		retirementScheduler:            retirementScheduler{workQueue: queue},
 		deferredEventQueue:             deferredEventQueue{recordEvent: o.RecordEvent, workQueue: queue},

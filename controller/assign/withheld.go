@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -44,6 +45,16 @@ type withheldCheckpoint struct {
 	lastWrite                time.Time
 	writeInFlight            bool
 	saveTimerSet             bool // a timer runs
+	// countByReason is the metric of the withheld addresses.
+	countByReason *prometheus.GaugeVec
+}
+
+// countWithheldAddresses sets the metric to the entries of the object.
+func (m *withheldCheckpoint) countWithheldAddresses(entries []v1alpha1.WithheldAddress) {
+	m.countByReason.Reset()
+	for _, e := range entries {
+		m.countByReason.WithLabelValues(e.Reason).Inc()
+	}
 }
 
 // newLedgerWithWithheldAddresses returns a new Ledger that has only the withheld addresses: those
@@ -62,6 +73,7 @@ func (m *withheldCheckpoint) newLedgerWithWithheldAddresses(object *v1alpha1.Add
 			Address: a, Reason: names.Reason(w.Reason), ServiceThatMayHoldIt: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, WithheldUntil: w.Until.Time, ReservationOrForeignHost: w.By,
 		})
 	}
+	m.countWithheldAddresses(object.Spec.Withheld)
 	m.ledgerObject, m.writtenCheckpointVersion = object, l.WithheldCheckpointVersion()
 	if before != nil {
 		for _, w := range before.WithheldCheckpointEntries(maxWithheldEntries) {
@@ -98,6 +110,7 @@ func (m *withheldCheckpoint) saveIfChanged(now time.Time, l *allocate.Ledger, le
 			Until: metav1.NewTime(e.WithheldUntil.Add(time.Second - 1).Truncate(time.Second)), By: e.ReservationOrForeignHost,
 		})
 	}
+	m.countWithheldAddresses(w.ledgerObject.Spec.Withheld)
 	m.saveTimerSet, m.writeInFlight, m.lastWrite = false, true, now
 	m.apiTaskQueue.enqueueTask(w)
 }

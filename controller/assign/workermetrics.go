@@ -22,6 +22,7 @@ type WorkerMetrics struct {
 	failedReloadsByCause          *prometheus.CounterVec
 	waitingServicesByReason       *prometheus.GaugeVec
 	firstAssignmentDelayHistogram prometheus.Histogram
+	withheldAddressesByReason     *prometheus.GaugeVec
 }
 
 // NewWorkerMetrics returns metrics that count from zero.
@@ -45,6 +46,9 @@ func NewWorkerMetrics() *WorkerMetrics {
 		waitingServicesByReason: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gantry_controller_pending_services", Help: "Services that do not have what they ask for, by reason.",
 		}, []string{"reason"}),
+		withheldAddressesByReason: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gantry_controller_withheld_addresses", Help: "Addresses that no other Service gets for some time, by reason: CoolingDown or Quarantined. At most 4,096 are counted.",
+		}, []string{"reason"}),
 		firstAssignmentDelayHistogram: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "gantry_controller_assignment_seconds",
 			Help:    "How long a Service waited for its first address. Kubernetes stores the creation time in whole seconds.",
@@ -55,7 +59,7 @@ func NewWorkerMetrics() *WorkerMetrics {
 
 // collectors returns the metrics.
 func (m *WorkerMetrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.firstAssignmentDelayHistogram}
+	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.firstAssignmentDelayHistogram, m.withheldAddressesByReason}
 }
 
 // updateUnfinishedWorkGauge counts the unfinished work.

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -227,6 +228,20 @@ func (k *certificateReconciler) letNamespaceOwnWebhookConfiguration(ctx context.
 		return fmt.Errorf("writing the owner of the ValidatingWebhookConfiguration %s: %w", k.ValidatingWebhookConfigurationName, err)
 	}
 	return nil
+}
+
+var certificateExpiryMetric = prometheus.NewDesc("gantry_webhook_certificate_expiry_timestamp_seconds", "When the certificate that the webhook serves expires, in seconds since 1970.", nil, nil)
+
+var _ prometheus.Collector = (*WebhookCertificate)(nil)
+
+// Describe is part of prometheus.Collector.
+func (k *WebhookCertificate) Describe(c chan<- *prometheus.Desc) { c <- certificateExpiryMetric }
+
+// Collect is part of prometheus.Collector. Without a certificate there is no metric.
+func (k *WebhookCertificate) Collect(c chan<- prometheus.Metric) {
+	if cert := k.servingCertificateOnceTrusted.Load(); cert != nil {
+		c <- prometheus.MustNewConstMetric(certificateExpiryMetric, prometheus.GaugeValue, float64(cert.Leaf.NotAfter.Unix()))
+	}
 }
 
 // errNoCertificateTrustedByAPIServer is the error before the API server trusts a certificate.

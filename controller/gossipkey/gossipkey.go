@@ -7,8 +7,10 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -29,10 +31,29 @@ type Options struct {
 }
 
 // KeyRotator creates and rotates the gossip key of the speakers. Use NewKeyRotator to create it.
-type KeyRotator struct{ Options }
+type KeyRotator struct {
+	Options
+	// keyChangedAt is since when the speakers encrypt with the key, in seconds since 1970; 0 before
+	// it is known.
+	keyChangedAt atomic.Int64
+}
+
+var keyChangeMetric = prometheus.NewDesc("gantry_gossip_key_changed_timestamp_seconds", "When the key of the gossip was created or last replaced, in seconds since 1970.", nil, nil)
+
+var _ prometheus.Collector = (*KeyRotator)(nil)
+
+// Describe is part of prometheus.Collector.
+func (g *KeyRotator) Describe(c chan<- *prometheus.Desc) { c <- keyChangeMetric }
+
+// Collect is part of prometheus.Collector. Before the Secret was read there is no metric.
+func (g *KeyRotator) Collect(c chan<- prometheus.Metric) {
+	if at := g.keyChangedAt.Load(); at != 0 {
+		c <- prometheus.MustNewConstMetric(keyChangeMetric, prometheus.GaugeValue, float64(at))
+	}
+}
 
 // NewKeyRotator returns a KeyRotator for a manager to start.
-func NewKeyRotator(o Options) *KeyRotator { return &KeyRotator{o} }
+func NewKeyRotator(o Options) *KeyRotator { return &KeyRotator{Options: o} }
 
 // Start creates the Secret unless it exists, and then rotates its key until ctx ends.
 func (g *KeyRotator) Start(ctx context.Context) error {

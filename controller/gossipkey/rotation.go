@@ -50,6 +50,7 @@ func (g *KeyRotator) advanceRotation(ctx context.Context) error {
 	if err := g.LiveReader.Get(ctx, client.ObjectKey{Namespace: g.Namespace, Name: names.GossipSecret}, &s); err != nil {
 		return fmt.Errorf("reading the Secret: %w", err)
 	}
+	g.keyChangedAt.Store(keyChangeTime(&s).Unix())
 	newKey := make([]byte, 32)
 	if _, err := rand.Read(newKey); err != nil {
 		return fmt.Errorf("creating a gossip key: %w", err)
@@ -65,14 +66,18 @@ func (g *KeyRotator) advanceRotation(ctx context.Context) error {
 	return nil
 }
 
+// keyChangeTime returns when the controller last changed the Secret, or created it.
+func keyChangeTime(s *corev1.Secret) time.Time {
+	if t, err := time.Parse(time.RFC3339, s.Annotations[names.AnnotationGossipKeyChangedAt]); err == nil {
+		return t
+	}
+	return s.CreationTimestamp.Time
+}
+
 // applyDueRotationStep edits the Secret by the step that is due, and says which one that is. It is
 // empty if none is due.
 func applyDueRotationStep(s *corev1.Secret, newKey []byte, interval time.Duration, now time.Time) string {
-	changedAt := s.CreationTimestamp.Time
-	if t, err := time.Parse(time.RFC3339, s.Annotations[names.AnnotationGossipKeyChangedAt]); err == nil {
-		changedAt = t
-	}
-	age := now.Sub(changedAt)
+	age := now.Sub(keyChangeTime(s))
 	next, hasNext := s.Data[names.GossipNextKeySecretEntry]
 	_, hasPrevious := s.Data[names.GossipPreviousKeySecretEntry]
 	_, isRequested := s.Annotations[names.AnnotationRotateGossipKey]

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -91,5 +92,21 @@ func TestRequestedRotationFirstAddsTheNextKey(t *testing.T) {
 	}
 	if now := read(); len(now.Data[names.GossipNextKeySecretEntry]) != 32 || !bytes.Equal(now.Data[names.GossipKeySecretEntry], s.Data[names.GossipKeySecretEntry]) {
 		t.Errorf("the Secret has %q", now.Data)
+	}
+}
+
+// TestMetricSaysWhenTheKeyChanged: an alert needs the age of the key.
+func TestMetricSaysWhenTheKeyChanged(t *testing.T) {
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: names.GossipSecret, CreationTimestamp: metav1.NewTime(testStartTime)}}
+	c := fake.NewClientBuilder().WithObjects(s).Build()
+	k := NewKeyRotator(Options{Client: c, LiveReader: c, Log: slog.New(slog.DiscardHandler), Namespace: names.DefaultNamespace, Now: func() time.Time { return testStartTime }})
+	if n := testutil.CollectAndCount(k); n != 0 {
+		t.Errorf("%d metrics before the Secret was read", n)
+	}
+	if err := k.advanceRotation(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := testutil.ToFloat64(k); got != float64(testStartTime.Unix()) {
+		t.Errorf("the key changed at %v, want %v", got, testStartTime.Unix())
 	}
 }

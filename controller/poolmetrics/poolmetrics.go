@@ -1,8 +1,10 @@
-// Package poolmetrics exports how full the pools are, as Prometheus metrics.
+// Package poolmetrics exports how full the pools are, and counts of other objects in the cache, as
+// Prometheus metrics.
 package poolmetrics
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
@@ -29,6 +32,11 @@ var (
 	addressesUsedMetric      = newPoolMetric("addresses_in_use_total", "Addresses of the pool that Services hold, both families together.")
 	addressesUsedIPv4Metric  = newPoolMetric("ipv4_addresses_in_use_total", "IPv4 addresses of the pool that Services hold.")
 	addressesUsedIPv6Metric  = newPoolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services hold.")
+)
+
+var (
+	deadSpeakersMetric  = prometheus.NewDesc("gantry_dead_speakers", "Nodes whose speaker is dead or gone, as the other speakers found. Only the leader has it.", nil, nil)
+	addressProbesMetric = prometheus.NewDesc("gantry_address_probes", "Addresses that are being probed on the network before a Service gets them. Only the leader has it.", nil, nil)
 )
 
 // Options are the settings of a Collector.
@@ -69,7 +77,7 @@ func (m *Collector) Start(ctx context.Context) error {
 
 // Describe is part of prometheus.Collector.
 func (m *Collector) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{addressesTotalMetric, addressesTotalIPv4Metric, addressesTotalIPv6Metric, addressesUsedMetric, addressesUsedIPv4Metric, addressesUsedIPv6Metric} {
+	for _, d := range []*prometheus.Desc{addressesTotalMetric, addressesTotalIPv4Metric, addressesTotalIPv6Metric, addressesUsedMetric, addressesUsedIPv4Metric, addressesUsedIPv6Metric, deadSpeakersMetric, addressProbesMetric} {
 		c <- d
 	}
 }
@@ -78,6 +86,7 @@ func (m *Collector) Describe(c chan<- *prometheus.Desc) {
 func (m *Collector) Collect(c chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(m.startContext, metricsCollectTimeout)
 	defer cancel()
+	m.collectObjectCounts(ctx, c)
 	var pools v1beta1.IPAddressPoolList
 	if err := m.Reader.List(ctx, &pools, client.InNamespace(m.Namespace)); err != nil {
 		m.Log.Error("reading the pools for their metrics", "error", err)
@@ -95,4 +104,22 @@ func (m *Collector) Collect(c chan<- prometheus.Metric) {
 			c <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, name)
 		}
 	}
+}
+
+// collectObjectCounts counts objects in the cache.
+func (m *Collector) collectObjectCounts(ctx context.Context, c chan<- prometheus.Metric) {
+	var speakers v1alpha1.SpeakerStatusList
+	var probes v1alpha1.AddressProbeList
+	if err := errors.Join(m.Reader.List(ctx, &speakers, client.InNamespace(m.Namespace)), m.Reader.List(ctx, &probes, client.InNamespace(m.Namespace))); err != nil {
+		m.Log.Error("reading the speakers and the probes for their metrics", "error", err)
+		return
+	}
+	dead := 0
+	for i := range speakers.Items {
+		if speakers.Items[i].Status.WasFoundDead() {
+			dead++
+		}
+	}
+	c <- prometheus.MustNewConstMetric(deadSpeakersMetric, prometheus.GaugeValue, float64(dead))
+	c <- prometheus.MustNewConstMetric(addressProbesMetric, prometheus.GaugeValue, float64(len(probes.Items)))
 }

@@ -12,9 +12,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
@@ -30,9 +32,15 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	pool.Status.AssignedIPv4, pool.Status.AssignedIPv6, pool.Status.AvailableIPv6 = 4, 1, 1<<63-2
 	other := pool.DeepCopy()
 	other.Namespace = "elsewhere"
+	dead, probe := &v1alpha1.SpeakerStatus{}, &v1alpha1.AddressProbe{}
+	dead.Namespace, dead.Name = names.DefaultNamespace, "node1"
+	dead.Status.Conditions = []metav1.Condition{{Type: names.ConditionSpeakerReady, Status: metav1.ConditionFalse}}
+	alive := dead.DeepCopy()
+	alive.Name, alive.Status.Conditions[0].Status = "node2", metav1.ConditionTrue
+	probe.Namespace, probe.Name = names.DefaultNamespace, "192.0.2.1"
 	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
 	m := NewCollector(Options{
-		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.DefaultNamespace,
+		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other, dead, alive, probe).Build(), Namespace: names.DefaultNamespace,
 		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
 	})
 	none := func() {
@@ -46,7 +54,7 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- m.Start(ctx) }()
 	for deadline := time.Now().Add(time.Minute); ; {
-		if n, _ := testutil.GatherAndCount(registry); n == 8 {
+		if n, _ := testutil.GatherAndCount(registry); n == 12 {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -66,13 +74,13 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	}
 	scrape(`metallb_allocator_ipv4_addresses_total{pool="dual"} 4`, `metallb_allocator_ipv4_addresses_in_use_total{pool="dual"} 4`,
 		`metallb_allocator_ipv6_addresses_in_use_total{pool="dual"} 1`, `metallb_allocator_addresses_in_use_total{pool="dual"} 5`,
-		"metallb_k8s_client_config_loaded_bool 0", "metallb_k8s_client_config_stale_bool 0")
+		"metallb_k8s_client_config_loaded_bool 0", "metallb_k8s_client_config_stale_bool 0", "gantry_dead_speakers 1", "gantry_address_probes 1")
 	gauges.RecordProblemsOfLoadedConfiguration([]snapshot.Problem{{Reason: names.ReasonUnknownPool}})
 	scrape("metallb_k8s_client_config_loaded_bool 1", "metallb_k8s_client_config_stale_bool 0")
 	gauges.RecordProblemsOfLoadedConfiguration([]snapshot.Problem{{Reason: names.ReasonOverlap}})
 	scrape("metallb_k8s_client_config_stale_bool 1")
 	gauges.RecordProblemsOfLoadedConfiguration(nil)
-	scrape("metallb_k8s_client_config_stale_bool 0")
+	scrape("metallb_k8s_client_config_stale_bool 0", "metallb_k8s_client_updates_total 3", "metallb_k8s_client_update_errors_total 1")
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -3,9 +3,10 @@ package bgp
 import "github.com/prometheus/client_golang/prometheus"
 
 // The metrics have the names that existing dashboards for this API use. peer is
-// the router's address and port. The configured peers bound the labels.
+// the router's address and port, bgppeer the name of the BGPPeer. The configured peers bound the
+// labels.
 var (
-	peerMetricLabelNames  = []string{"peer"}
+	peerMetricLabelNames  = []string{"peer", "bgppeer"}
 	sessionUpMetric       = prometheus.NewDesc("metallb_bgp_session_up", "1 while the session is established.", peerMetricLabelNames, nil)
 	announcedRoutesMetric = prometheus.NewDesc("metallb_bgp_announced_prefixes_total", "Prefixes that are announced on the session.", peerMetricLabelNames, nil)
 	wantedRoutesMetric    = prometheus.NewDesc("metallb_bgp_pending_prefixes_total", "Prefixes that should be announced on the session.", peerMetricLabelNames, nil)
@@ -47,20 +48,23 @@ func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. Peers with the same address and
-// port share one series, which is up when all of them are.
+// Collect implements prometheus.Collector. Each BGPPeer has series of its own. If a BGPPeer has
+// several sessions with one address and port, they share a series, which is up when all of them
+// are.
 func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	type sums struct {
 		up                           float64
 		announced, pending, sessions int
 		counts                       map[*prometheus.Desc]uint64
 	}
-	all := map[string]*sums{}
+	type labels struct{ peer, bgpPeer string }
+	all := map[labels]*sums{}
 	for _, s := range e.SessionStatuses() {
-		at := all[s.RouterAddress.String()]
+		key := labels{s.RouterAddress.String(), s.PeerName}
+		at := all[key]
 		if at == nil {
 			at = &sums{up: 1, counts: map[*prometheus.Desc]uint64{}}
-			all[s.RouterAddress.String()] = at
+			all[key] = at
 		}
 		if s.State != Established {
 			at.up = 0
@@ -72,13 +76,13 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 			at.counts[m.desc] += m.value(s.MessageTotals)
 		}
 	}
-	for peer, s := range all {
-		c <- prometheus.MustNewConstMetric(sessionUpMetric, prometheus.GaugeValue, s.up, peer)
-		c <- prometheus.MustNewConstMetric(announcedRoutesMetric, prometheus.GaugeValue, float64(s.announced), peer)
-		c <- prometheus.MustNewConstMetric(wantedRoutesMetric, prometheus.GaugeValue, float64(s.pending), peer)
-		c <- prometheus.MustNewConstMetric(establishedCountMetric, prometheus.CounterValue, float64(s.sessions), peer)
+	for of, s := range all {
+		c <- prometheus.MustNewConstMetric(sessionUpMetric, prometheus.GaugeValue, s.up, of.peer, of.bgpPeer)
+		c <- prometheus.MustNewConstMetric(announcedRoutesMetric, prometheus.GaugeValue, float64(s.announced), of.peer, of.bgpPeer)
+		c <- prometheus.MustNewConstMetric(wantedRoutesMetric, prometheus.GaugeValue, float64(s.pending), of.peer, of.bgpPeer)
+		c <- prometheus.MustNewConstMetric(establishedCountMetric, prometheus.CounterValue, float64(s.sessions), of.peer, of.bgpPeer)
 		for d, n := range s.counts {
-			c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), peer)
+			c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), of.peer, of.bgpPeer)
 		}
 	}
 }

@@ -48,7 +48,7 @@ func (e *Engine) DroppedFrameAndReportCount() uint64 {
 }
 
 // The names of the first three metrics are those of existing dashboards for this API. The label has
-// one value for each held address.
+// one value for each held address, up to maxAddressesWithOwnMetrics.
 var (
 	requestsReceivedMetric        = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
 	repliesSentMetric             = prometheus.NewDesc("metallb_layer2_responses_sent", "ARP replies and Neighbor Advertisements sent in answer to requests.", []string{"ip"}, nil)
@@ -57,6 +57,28 @@ var (
 	pingsAnsweredMetric           = prometheus.NewDesc("gantry_layer2_pings_answered_total", "Answered pings of a held address.", []string{"ip"}, nil)
 	droppedFramesAndReportsMetric = prometheus.NewDesc("gantry_layer2_dropped_total", "Received frames, sent frames and internal reports that were lost because a buffer was full.", nil, nil)
 )
+
+// maxAddressesWithOwnMetrics bounds the values of the label ip. If the node holds more addresses,
+// one series has the sums over them, with an empty label. Sums can fall when the node gives an
+// address up, as when a counter restarts.
+const maxAddressesWithOwnMetrics = 1000
+
+// countersByMetricLabel returns the counters by the value of the label ip.
+func countersByMetricLabel(counters map[netip.Addr]AddressCounters) map[string]AddressCounters {
+	out := map[string]AddressCounters{}
+	for a, n := range counters {
+		if len(counters) <= maxAddressesWithOwnMetrics {
+			out[a.String()] = n
+			continue
+		}
+		sum := out[""]
+		out[""] = AddressCounters{
+			RequestsReceived: sum.RequestsReceived + n.RequestsReceived, RepliesSent: sum.RepliesSent + n.RepliesSent, AnnouncementsSent: sum.AnnouncementsSent + n.AnnouncementsSent,
+			Conflicts: sum.Conflicts + n.Conflicts, PingsAnswered: sum.PingsAnswered + n.PingsAnswered,
+		}
+	}
+	return out
+}
 
 var _ prometheus.Collector = (*Engine)(nil)
 
@@ -72,12 +94,12 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	for a, n := range e.CountersByAddress() {
-		counter(requestsReceivedMetric, n.RequestsReceived, a.String())
-		counter(repliesSentMetric, n.RepliesSent, a.String())
-		counter(announcementsSentMetric, n.AnnouncementsSent, a.String())
-		counter(conflictsMetric, n.Conflicts, a.String())
-		counter(pingsAnsweredMetric, n.PingsAnswered, a.String())
+	for ip, n := range countersByMetricLabel(e.CountersByAddress()) {
+		counter(requestsReceivedMetric, n.RequestsReceived, ip)
+		counter(repliesSentMetric, n.RepliesSent, ip)
+		counter(announcementsSentMetric, n.AnnouncementsSent, ip)
+		counter(conflictsMetric, n.Conflicts, ip)
+		counter(pingsAnsweredMetric, n.PingsAnswered, ip)
 	}
 	counter(droppedFramesAndReportsMetric, e.DroppedFrameAndReportCount())
 }

@@ -41,12 +41,14 @@ func NewAnnouncedMetrics(node string, sessions SessionSource) *AnnouncedMetrics 
 var _ prometheus.Collector = (*AnnouncedMetrics)(nil)
 
 // The name and the labels are those of existing dashboards for this API.
-var announcedMetric = prometheus.NewDesc("metallb_speaker_announced", "Addresses of Services that this node announces.",
+var announcedMetric = prometheus.NewDesc("metallb_speaker_announced",
+	"1 for each address of a Service that this node announces. Beyond 1,000 of them: one series for each protocol with their number, and without service and ip.",
 	[]string{"service", "protocol", "node", "ip"}, nil)
 
 var (
 	membersMetric          = prometheus.NewDesc("gantry_speaker_members", "Speakers that take part in the gossip, as this one sees it, itself included.", nil, nil)
 	unreachableNodesMetric = prometheus.NewDesc("gantry_speaker_unreachable_nodes", "Nodes whose speakers run, and with which this one cannot exchange gossip.", nil, nil)
+	heldAddressesMetric    = prometheus.NewDesc("gantry_speaker_held_addresses", "Addresses that this node holds: for which it answers ARP and NDP.", nil, nil)
 	conflictsMetric        = prometheus.NewDesc("gantry_speaker_foreign_claims", "Claims of foreign hosts to addresses that this node holds or wants to take.", nil, nil)
 )
 
@@ -64,7 +66,7 @@ func (a *AnnouncedMetrics) observeHeldBackSessions(heldBack map[string]names.Exp
 
 // Describe implements prometheus.Collector.
 func (a *AnnouncedMetrics) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{announcedMetric, membersMetric, unreachableNodesMetric, conflictsMetric} {
+	for _, d := range []*prometheus.Desc{announcedMetric, heldAddressesMetric, membersMetric, unreachableNodesMetric, conflictsMetric} {
 		c <- d
 	}
 }
@@ -78,18 +80,47 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 	for d, n := range map[*prometheus.Desc]*atomic.Int64{membersMetric: &a.memberCount, unreachableNodesMetric: &a.unreachableCount, conflictsMetric: &a.conflictCount} {
 		c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n.Load()))
 	}
+	c <- prometheus.MustNewConstMetric(heldAddressesMetric, prometheus.GaugeValue, float64(len(now.HeldBindings)))
+	a.collectAnnounced(c, now)
+}
+
+// maxAnnouncedSeries bounds the series of announcedMetric. With more addresses, one series for each
+// protocol says how many there are.
+const maxAnnouncedSeries = 1000
+
+// collectAnnounced sends a series for each announced address of a Service.
+func (a *AnnouncedMetrics) collectAnnounced(c chan<- prometheus.Metric, now *agent.Status) {
+	type series struct{ service, protocol, ip string }
+	var all []series
 	emit := func(service view.ObjectKey, protocol string, addresses []netip.Addr) {
 		for _, ip := range addresses {
-			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, service.String(), protocol, a.nodeName, ip.String())
+			all = append(all, series{service.String(), protocol, ip.String()})
 		}
 	}
 	in := status.StatusInputs{Self: a.nodeName, Plan: now.Plan, HeldBindings: now.HeldBindings, HeldAddressConflicts: &status.Conflicts{}}
 	for _, h := range status.BuildHeldServices(in) {
 		emit(h.Service, protocolLayer2, h.Addresses)
 	}
-	if a.bgpSessions == nil || now.Plan.NodeLeaving { // a leaving node withdraws its routes
+	if a.bgpSessions != nil && !now.Plan.NodeLeaving { // a leaving node withdraws its routes
+		a.forEachRoutedService(now, emit)
+	}
+	if len(all) <= maxAnnouncedSeries {
+		for _, s := range all {
+			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, s.service, s.protocol, a.nodeName, s.ip)
+		}
 		return
 	}
+	countByProtocol := map[string]int{}
+	for _, s := range all {
+		countByProtocol[s.protocol]++
+	}
+	for protocol, n := range countByProtocol {
+		c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, float64(n), "", protocol, a.nodeName, "")
+	}
+}
+
+// forEachRoutedService calls emit with each Service of which established sessions carry addresses.
+func (a *AnnouncedMetrics) forEachRoutedService(now *agent.Status, emit func(service view.ObjectKey, protocol string, addresses []netip.Addr)) {
 	carriedByPeer := carriedRoutesOfEstablishedSessions(a.bgpSessions.SessionStatuses())
 	if heldBack := a.heldBackSessions.Load(); heldBack != nil {
 		for peer := range *heldBack {

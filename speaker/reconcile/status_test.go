@@ -304,7 +304,7 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d.awaitServiceL2StatusLines("one address is given up", dnsServiceL2StatusLine, "default/web on node1 labelled default/web@node1 192.168.0.201")
 	d.awaitSpeakerStatus("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })
 	const metric = "metallb_speaker_announced ip=192.168.0.201 node=node1 protocol="
-	if diff := cmp.Diff([]string{"gantry_speaker_foreign_claims", "gantry_speaker_members", "gantry_speaker_unreachable_nodes", metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.announcedMetricLines()); diff != "" {
+	if diff := cmp.Diff([]string{"gantry_speaker_foreign_claims", "gantry_speaker_held_addresses", "gantry_speaker_members", "gantry_speaker_unreachable_nodes", metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.announcedMetricLines()); diff != "" {
 		t.Errorf("the metrics are (-want +got)\n%s", diff)
 	}
 	d.observeBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{3}}})
