@@ -3,7 +3,7 @@
 # linked module has a licence that is not allowed, and that no called function has a known vulnerability.
 set -eu
 cd "$(dirname "$0")/.."
-for dir in . tools tools/packages test/lab/kube; do
+for dir in . tools tools/alerts tools/packages test/lab/kube; do
 	go -C $dir mod verify > /dev/null || { echo "$dir: a module on this machine differs from go.sum"; exit 1; }
 done
 tools/licenses.sh

@@ -21,7 +21,7 @@ var libraryMetrics = map[string][]string{"leader_election_master_status": {"name
 var prometheusTargetLabels = []string{"namespace", "pod"}
 
 // promQLWords are the words of an expression that are neither a metric nor a label.
-var promQLWords = map[string]bool{"and": true, "or": true, "unless": true, "by": true, "without": true, "on": true, "sum": true, "max": true, "min": true, "increase": true, "rate": true, "absent": true}
+var promQLWords = map[string]bool{"and": true, "or": true, "unless": true, "by": true, "without": true, "on": true, "sum": true, "max": true, "min": true, "increase": true, "rate": true, "absent": true, "time": true}
 
 // TestAlertsUseExistingMetrics compares the expressions and texts of the alerts with the metrics
 // and labels in the code. An alert for a metric that does not exist never fires.
@@ -32,6 +32,9 @@ func TestAlertsUseExistingMetrics(t *testing.T) {
 	}
 	alerts := readAlerts(t)
 	for _, a := range alerts {
+		if a.For == "" || a.Labels["severity"] == "" || !strings.Contains(a.Annotations["runbook_url"], "/docs/troubleshooting.md#") {
+			t.Errorf("alert %s: give it a time for which it has to hold, a severity, and a runbook_url into docs/troubleshooting.md", a.Name)
+		}
 		known := map[string]bool{}
 		for _, l := range prometheusTargetLabels {
 			known[l] = true
@@ -69,6 +72,7 @@ func TestAlertsUseExistingMetrics(t *testing.T) {
 type prometheusAlertRule struct {
 	Name        string            `json:"alert"`
 	Expression  string            `json:"expr"`
+	For         string            `json:"for"`
 	Labels      map[string]string `json:"labels"`
 	Annotations map[string]string `json:"annotations"`
 }
@@ -135,4 +139,28 @@ func labelsByDeclaredMetric(t *testing.T) map[string][]string {
 		}
 	}
 	return out
+}
+
+// TestAlertsAreInTheTroubleshootingPage compares the table of alerts with the alerts: their names,
+// their severities, and the sections to which they lead.
+func TestAlertsAreInTheTroubleshootingPage(t *testing.T) {
+	page := readRepositoryFile(t, "docs", "troubleshooting.md")
+	rows := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z]\\w+)` \\| (\\w+) \\| \\[.*\\]\\((#[a-z0-9-]+)\\) \\|$").FindAllStringSubmatch(page, -1) {
+		rows[m[1]+" "+m[2]+" "+m[3]] = true
+	}
+	named := map[string]bool{}
+	for _, a := range readAlerts(t) {
+		_, section, _ := strings.Cut(a.Annotations["runbook_url"], "#")
+		row := a.Name + " " + a.Labels["severity"] + " #" + section
+		named[row] = true
+		if !rows[row] {
+			t.Errorf("the table of alerts in docs/troubleshooting.md lacks %s", row)
+		}
+	}
+	for row := range rows {
+		if !named[row] {
+			t.Errorf("docs/troubleshooting.md has a row for %s, and no alert is so", row)
+		}
+	}
 }
