@@ -8,7 +8,7 @@ PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd6
 OVERLAYS = default l2-only continuity webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test check current unit policy e2e model bursts deaths histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
+.PHONY: help build deps test check current unit policy alerts e2e model bursts deaths histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,7 @@ packages-tools: ## build bin/helm, bin/kustomize and bin/image, which build and 
 
 test: deps build packages-tools ## run all tests, and print a line with counts at the end
 	@FUZZ=internal FUZZTIME=20000x $(MAKE) --no-print-directory fuzz
+	@$(MAKE) --no-print-directory alerts
 	bin/lab build-kube
 	go run ./test/run ./...
 
@@ -64,14 +65,17 @@ check: ## check format, lint and generated files, and run the tests that need ne
 	@test -z "$$(gofmt -l api cmd controller internal speaker test tools)" || { gofmt -l api cmd controller internal speaker test tools; echo 'format these files with gofmt'; exit 1; }
 	@$(MAKE) --no-print-directory -j2 lint current unit SHORT=-short
 
+alerts: ## run the unit tests of the alerts by the engine of Prometheus; the first run compiles it
+	go test -C tools/alerts ./...
+
 current: ## fail if generated files were not current; they are afterwards
 	@tools/generate.sh check
 
-generate: ## generate the deepcopy functions and the CRDs
+generate: ## generate the deepcopy functions, the CRDs and the reference pages
 	@tools/generate.sh
 
 verify: generate ## fail if generated files differ from the committed ones
-	git diff --exit-code -- api config
+	git diff --exit-code -- api config docs
 
 manifests: packages-tools ## write dist/gantry.yaml, the installation in one file, and dist/gantry-OVERLAY.yaml
 	mkdir -p dist
@@ -84,7 +88,7 @@ chart: packages-tools ## write dist/gantry-VERSION.tgz, the Helm chart
 demo: deps build ## show a cluster, a Service, a client and the failure of a node; KEEP=1 keeps the cluster
 	go run ./test/demo
 
-bench: deps build ## measure the figures of the README, with this machine's own baseline
+bench: deps build ## measure the figures of docs/figures.md, with this machine's own baseline
 	go run ./test/bench
 
 bursts: deps build ## create 10,000 Services ten times, each time with the loss of the leader at another moment; takes half an hour

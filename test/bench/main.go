@@ -1,7 +1,7 @@
-// Command bench measures the README's figures on a real cluster on this machine: how soon a Service
-// has its address, how long a client waits after the cable of the holder is cut, and how many
-// requests are lost when a speaker stops. With each figure it prints a baseline, which is what the
-// machine itself needs in the same run.
+// Command bench measures the figures of docs/figures.md on a real cluster on this machine: how soon
+// a Service has its address, how long a client waits after the cable of the holder is cut, and how
+// many requests are lost when a speaker stops. With each figure it prints a baseline, which is what
+// the machine itself needs in the same run.
 package main
 
 import (

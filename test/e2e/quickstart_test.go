@@ -18,30 +18,24 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// readmeBlock is a code block of the README: its kind (sh, yaml, frr), its text, and the file name
-// that the text before it gives.
-type readmeBlock struct{ language, text, fileName string }
+// quickstartBlock is a code block of docs/quickstart.md: its kind (sh, yaml, frr), its text, and
+// the file name that the text before it gives.
+type quickstartBlock struct{ language, text, fileName string }
 
 var fencedBlockPattern = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 
 var manifestFileNamePattern = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
 
-// readRealClusterBlocksOfReadme returns the code blocks of the README's section on real clusters,
-// by subsection.
-func readRealClusterBlocksOfReadme(t *testing.T) map[string][]readmeBlock {
+// readQuickstartBlocks returns the code blocks of docs/quickstart.md, by section.
+func readQuickstartBlocks(t *testing.T) map[string][]quickstartBlock {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "README.md"))
+	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "docs", "quickstart.md"))
 	failOnError(t, err)
-	_, section, found := strings.Cut(string(text), "\n## On a real cluster\n")
-	if !found {
-		t.Fatal("the README has no section on real clusters")
-	}
-	section, _, _ = strings.Cut(section, "\n## ")
-	blocks := map[string][]readmeBlock{}
-	for _, part := range strings.Split(section, "\n### ")[1:] {
+	blocks := map[string][]quickstartBlock{}
+	for _, part := range strings.Split(string(text), "\n## ")[1:] {
 		title, body, _ := strings.Cut(part, "\n")
 		for _, at := range fencedBlockPattern.FindAllStringSubmatchIndex(body, -1) {
-			b := readmeBlock{language: body[at[2]:at[3]], text: body[at[4]:at[5]]}
+			b := quickstartBlock{language: body[at[2]:at[3]], text: body[at[4]:at[5]]}
 			if m := manifestFileNamePattern.FindStringSubmatch(body[:at[0]]); m != nil {
 				b.fileName = m[1]
 			}
@@ -51,14 +45,15 @@ func readRealClusterBlocksOfReadme(t *testing.T) map[string][]readmeBlock {
 	return blocks
 }
 
-// readmeStepRunner follows the README in a clone of the repository, on the hosts of the lab.
-type readmeStepRunner struct {
+// quickstartStepRunner follows docs/quickstart.md in a clone of the repository, on the hosts of the
+// lab.
+type quickstartStepRunner struct {
 	*cluster.Cluster
 	cloneDir    string
 	environment []string
 }
 
-func newReadmeStepRunner(t *testing.T, s *cluster.Cluster) *readmeStepRunner {
+func newQuickstartStepRunner(t *testing.T, s *cluster.Cluster) *quickstartStepRunner {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"charts", "config"} {
@@ -66,12 +61,12 @@ func newReadmeStepRunner(t *testing.T, s *cluster.Cluster) *readmeStepRunner {
 	}
 	home := t.TempDir()
 	path := strings.Join([]string{s.ControlPlaneProgramsDir(), filepath.Join(lab.RepositoryRoot(), "bin"), os.Getenv("PATH")}, ":")
-	return &readmeStepRunner{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
+	return &quickstartStepRunner{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
 }
 
 // carryOutCodeBlock does what a code block says: it writes a file, runs commands, or starts a
 // router with its configuration. A block that is a curl command is fetched on the host from.
-func (w *readmeStepRunner) carryOutCodeBlock(ctx context.Context, t *testing.T, b readmeBlock, from string) {
+func (w *quickstartStepRunner) carryOutCodeBlock(ctx context.Context, t *testing.T, b quickstartBlock, from string) {
 	t.Helper()
 	switch url, fetches := strings.CutPrefix(strings.TrimSpace(b.text), "curl "); {
 	case b.language == "yaml":
@@ -94,7 +89,7 @@ func (w *readmeStepRunner) carryOutCodeBlock(ctx context.Context, t *testing.T, 
 	}
 }
 
-// checkImageOfAllPods checks that each of Gantry's Pods runs the image that the README names.
+// checkImageOfAllPods checks that each of Gantry's Pods runs the image that the quickstart names.
 func checkImageOfAllPods(ctx context.Context, t *testing.T, s *cluster.Cluster, want string) {
 	t.Helper()
 	images := strings.Fields(runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "get", "pods", "-o", "jsonpath={.items[*].spec.containers[*].image}"))
@@ -108,22 +103,23 @@ func checkImageOfAllPods(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 	}
 }
 
-// TestReadmeSectionOnRealClustersWorks follows the README's section on real clusters literally,
-// once with Helm and once with kustomize.
-func TestReadmeSectionOnRealClustersWorks(t *testing.T) {
+// TestQuickstartWorks follows docs/quickstart.md literally, once with Helm and once with kustomize.
+// The commands of the README are among those of the quickstart, as a test of test/documents
+// says.
+func TestQuickstartWorks(t *testing.T) {
 	for _, m := range []string{packages.DescribeUnbuiltHelmOrKustomize(), router.DescribeMissingPrerequisite(router.FRR)} {
 		if m != "" {
 			t.Skip(m)
 		}
 	}
-	parts := readRealClusterBlocksOfReadme(t)
+	parts := readQuickstartBlocks(t)
 	install, remove := parts["Install"], parts["Uninstall"]
 	if len(install) != 4 || len(remove) != 2 {
 		t.Fatalf("%d blocks about installing and %d ways to uninstall, want one for Helm, two for kustomize, and the wait after both", len(install), len(remove))
 	}
-	ways := map[string][]readmeBlock{"Helm": install[:1], "kustomize": install[1:3]}
+	ways := map[string][]quickstartBlock{"Helm": install[:1], "kustomize": install[1:3]}
 	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 3})
-	w := newReadmeStepRunner(t, s)
+	w := newQuickstartStepRunner(t, s)
 	for i, way := range []string{"Helm", "kustomize"} {
 		t.Run(way, func(t *testing.T) {
 			for _, b := range slices.Concat(ways[way], install[3:]) {
@@ -137,7 +133,7 @@ func TestReadmeSectionOnRealClustersWorks(t *testing.T) {
 			} {
 				blocks := parts[part.title]
 				if len(blocks) == 0 {
-					t.Fatalf("the README has no code block under %q", part.title)
+					t.Fatalf("docs/quickstart.md has no code block under %q", part.title)
 				}
 				for _, b := range blocks {
 					w.carryOutCodeBlock(ctx, t, b, part.from)

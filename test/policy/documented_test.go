@@ -11,16 +11,17 @@ import (
 	"testing"
 )
 
-// TestReadmeTablesMatchFlags compares the flags of controller and speaker with the tables of the
-// README. It finds flags without a row, and rows of flags that do not exist.
-func TestReadmeTablesMatchFlags(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(repositoryRoot, "README.md"))
+// TestFlagReferenceMatchesFlags compares the flags of controller and speaker with the tables of
+// docs/reference-flags.md. It finds flags without a row, rows of flags that do not exist, and wrong
+// defaults.
+func TestFlagReferenceMatchesFlags(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(repositoryRoot, "docs", "reference-flags.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows := map[string]bool{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z0-9-]+)` \\|").FindAllStringSubmatch(string(text), -1) {
-		rows[m[1]] = true
+	rows, defaultCells := map[string]bool{}, map[string]string{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z0-9-]+)` \\|([^|]*)\\|").FindAllStringSubmatch(string(text), -1) {
+		rows[m[1]], defaultCells[m[1]] = true, m[2]
 	}
 	flags := map[string]bool{}
 	for _, f := range parseSources(t) {
@@ -32,7 +33,10 @@ func TestReadmeTablesMatchFlags(t *testing.T) {
 			if name, ok := flagDefinedByCall(n); ok {
 				flags[name] = true
 				if !rows[name] {
-					t.Errorf("%s defines --%s, which has no row in the README: users look flags up there", f.path, name)
+					t.Errorf("%s defines --%s, which has no row in docs/reference-flags.md: users look flags up there", f.path, name)
+				}
+				if value, isLiteral := literalFlagDefault(n.(*ast.CallExpr)); isLiteral && !strings.Contains(defaultCells[name], "`"+value+"`") {
+					t.Errorf("%s gives --%s the default %s, and docs/reference-flags.md says %q", f.path, name, value, defaultCells[name])
 				}
 			}
 			return true
@@ -40,7 +44,7 @@ func TestReadmeTablesMatchFlags(t *testing.T) {
 	}
 	for name := range rows {
 		if !flags[name] {
-			t.Errorf("the README has a row for --%s, which no program defines", name)
+			t.Errorf("docs/reference-flags.md has a row for --%s, which no program defines", name)
 		}
 	}
 }
@@ -62,6 +66,22 @@ func flagDefinedByCall(n ast.Node) (string, bool) {
 	}
 	name, err := strconv.Unquote(lit.Value)
 	return name, err == nil
+}
+
+// literalFlagDefault returns the default of a flag, if the call has it as a literal. An empty one
+// is none.
+func literalFlagDefault(call *ast.CallExpr) (string, bool) {
+	switch value := call.Args[2].(type) {
+	case *ast.BasicLit:
+		if value.Kind == token.STRING {
+			text, err := strconv.Unquote(value.Value)
+			return text, err == nil && text != ""
+		}
+		return value.Value, true
+	case *ast.Ident:
+		return value.Name, value.Name == "true" || value.Name == "false"
+	}
+	return "", false
 }
 
 // TestReasonsAreDocumented compares the Reasons with docs/reasons.md, where users look them up.
