@@ -56,6 +56,10 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	mgr.ServeAnnouncedRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
 	services, announced, problemGauges := reconcile.NewUIDByServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
 	steering, trafficObserver, steeringFault := newSteeringEngine(o, log)
+	var observeTraffic func(agent.TrafficFacts)
+	if steering != nil {
+		observeTraffic = steering.ObserveTraffic
+	}
 	var a *agent.Agent
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), UncachedReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
@@ -79,10 +83,8 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 		ObserveStatus: func(s agent.Status) {
 			layer2Status.ObserveStatus(s)
 			bgpStatus.ObserveStatus(s)
-			if steering != nil {
-				steering.ObserveStatus(s)
-			}
 		},
+		ObserveTraffic:       observeTraffic,
 		ProbeQuestionUpdates: addressProbes.OpenQuestionUpdates(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
 		SaveCheckpoint: member.SaveCheckpoint, RestoreFrom: member.RestoredCheckpoint(),
 	})

@@ -76,8 +76,8 @@ type GossipMembership interface {
 	ReceivedFullStates() <-chan []byte
 }
 
-// Options configure an Agent. LoadBalancerClass, ObserveStatus, ProbeQuestionUpdates,
-// ObserveProbeAnswer, SaveCheckpoint and RestoreFrom are optional.
+// Options configure an Agent. LoadBalancerClass, ObserveStatus, ObserveTraffic,
+// ProbeQuestionUpdates, ObserveProbeAnswer, SaveCheckpoint and RestoreFrom are optional.
 type Options struct {
 	// NodeName is the name of this node, Nonce identifies this run of the process.
 	NodeName string
@@ -105,6 +105,8 @@ type Options struct {
 	ObserveProbeAnswer func(probing.Answer)
 	// ObserveStatus receives a Status after each change that users can see. It must not block.
 	ObserveStatus func(Status)
+	// ObserveTraffic receives TrafficFacts after each change of them. It must not block.
+	ObserveTraffic func(TrafficFacts)
 	// SaveCheckpoint receives what the next run of the process can resume from while this boot of
 	// the node lasts. It is called once a second at most. It must not block.
 	SaveCheckpoint func(Checkpoint)
@@ -165,6 +167,7 @@ type Agent struct {
 	fitness                 fitnessState
 	heldBindingByAddress    map[netip.Addr]intent.Binding
 	checkpoint              checkpointState
+	traffic                 trafficState
 	unreportedEvents        []elect.Event
 	eventLog                eventLog
 	// gossipStateChanged and statusChanged are set when the end of a turn has to publish the state
@@ -251,7 +254,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		case p := <-a.planUpdates:
 			a.eventLog.clearServicesByAddress()
-			a.plan, a.statusChanged, a.addressProbes.snapshot = p.plan, true, p.snapshot
+			a.plan, a.statusChanged, a.traffic.hasChanged, a.addressProbes.snapshot = p.plan, true, true, p.snapshot
 			a.dropRestoredBidsNotInPlan(p)
 			in = append(in, p.toBidsChanged())
 		case links := <-a.options.LinkUpdates:
@@ -330,11 +333,12 @@ func (a *Agent) extendSendDeadlineSaveAndReport() {
 	}
 	a.saveCheckpoint(now)
 	if dead := a.electionMachine.DeadMembers(); !slices.Equal(dead, a.declaredDeadMemberNames) {
-		a.declaredDeadMemberNames, a.statusChanged = dead, true
+		a.declaredDeadMemberNames, a.statusChanged, a.traffic.hasChanged = dead, true, true
 	}
 	if a.options.RestoreFrom != nil && !a.checkpoint.hasFirstPlan { // the plan has no Services yet
 		return
 	}
+	a.reportTraffic(now)
 	if a.statusChanged && now.Sub(a.statusLastReportedAt) >= a.minStatusInterval() {
 		a.statusChanged, a.statusLastReportedAt = false, now
 		a.options.ObserveStatus(a.buildStatus())

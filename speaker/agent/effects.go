@@ -72,7 +72,7 @@ func (a *Agent) passHeldAddressesToEngine(u *layer2EngineUpdate) {
 	deadline := a.electionMachine.LeaseDeadline(a.options.Now())
 	if u.bindingsChanged {
 		a.options.Layer2Engine.SetBindingsAndSendDeadline(slices.Collect(maps.Values(a.heldBindingByAddress)), deadline)
-		a.gossipStateChanged, a.statusChanged = true, true
+		a.gossipStateChanged, a.statusChanged, a.traffic.hasChanged = true, true, true
 	}
 	if len(u.addressesToAnnounceAgain) > 0 {
 		a.options.Layer2Engine.SetSendDeadline(deadline)
@@ -272,7 +272,7 @@ func (a *Agent) handleLayer2Report(in []elect.Input, r layer2.Report) []elect.In
 func (a *Agent) updateMembers(set facts.MemberSet) elect.Input {
 	a.addressProbes.members = set
 	a.liveMemberNames = make([]string, 0, len(set.Members))
-	a.statusChanged, a.checkpoint.changedSinceSave = true, true
+	a.statusChanged, a.traffic.hasChanged, a.checkpoint.changedSinceSave = true, true, true
 	for _, m := range set.Members {
 		a.addressByKnownMember[m.Name] = m.Address
 		a.liveMemberNames = append(a.liveMemberNames, m.Name)
@@ -288,7 +288,7 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 	a.portFaults.forgetGoneLinks(a.ownUsableLinks)
 	a.options.Layer2Engine.SetLinks(a.ownUsableLinks)
 	a.eventLog.logLinkChanges(before, a.ownUsableLinks)
-	a.statusChanged = true
+	a.statusChanged, a.traffic.hasChanged = true, true
 	a.passOwnLinksToPlannerAndMembers()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -79,6 +80,17 @@ type testSpeaker struct {
 	lastObservedStatus Status
 	allElectionEvents  []elect.Event
 	probeAnswers       []probing.Answer
+	allTraffic         []observedTraffic
+}
+
+// observedTraffic is one of the TrafficFacts, with the addresses that the node answered for then.
+type observedTraffic struct {
+	TrafficFacts
+	answeredAddresses []netip.Addr
+}
+
+func (o observedTraffic) isAnswered(a netip.Addr) bool {
+	return slices.Contains(o.answeredAddresses, a)
 }
 
 // fakeServiceProxy answers the health checks of one node.
@@ -188,7 +200,7 @@ func (c *clusterOnLAN) startSpeaker(name string, checkpoint *Checkpoint) *testSp
 	engine := layer2.NewEngine(s.lanHost, time.Now)
 	s.Agent = New(Options{
 		NodeName: name, RunNonce: nonce, ElectionTiming: elect.DefaultTiming(), Layer2Engine: engine, BGPEngine: discardingBGPEngine{}, HealthCheckPoller: s.proxy, GossipMembership: s.gossipMember, LinkUpdates: s.linkSetsToAgent,
-		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
+		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, ObserveTraffic: s.observeTraffic, RestoreFrom: checkpoint,
 		ServiceProxyHealthUpdates: s.serviceProxyHealthUpdates, ServiceProxyOptions: fitness.ServiceProxyOptions{IsHealthCheckUsed: true, ProxySilenceTimeout: fitness.DefaultProxySilenceTimeout},
 		ProbeQuestionUpdates: s.probeQuestionUpdates, ObserveProbeAnswer: s.observeProbeAnswer,
 		SaveCheckpoint: func(m Checkpoint) {
@@ -221,6 +233,13 @@ func (s *testSpeaker) observeStatus(status Status) {
 	defer s.mu.Unlock()
 	s.lastObservedStatus = status
 	s.allElectionEvents = append(s.allElectionEvents, status.NewElectionEvents...)
+}
+
+// observeTraffic is called by the goroutine that owns the Agent.
+func (s *testSpeaker) observeTraffic(f TrafficFacts) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.allTraffic = append(s.allTraffic, observedTraffic{f, slices.Collect(maps.Keys(s.heldBindingByAddress))})
 }
 
 func (s *testSpeaker) observeProbeAnswer(a probing.Answer) {

@@ -53,13 +53,13 @@ type Options struct {
 type Engine struct {
 	options        Options
 	pendingChanges *pendingChanges
-	agentStatuses  *latest.Value[agent.Status]
+	trafficUpdates *latest.Value[agent.TrafficFacts]
 	metrics        steeringMetrics
 	fault          atomic.Pointer[names.Explanation]
 
 	services        map[view.ObjectKey]*steering.Service
 	deadSinceByNode map[string]time.Time
-	agentStatus     agent.Status
+	traffic         agent.TrafficFacts
 	decision        steering.Outcome
 	written         intent.Steering // what the kernel has
 	proxyCheckedAt  time.Time
@@ -84,7 +84,7 @@ const (
 // NewEngine returns an Engine that does nothing before Run.
 func NewEngine(o Options) *Engine {
 	return &Engine{
-		options: o, pendingChanges: newPendingChanges(), agentStatuses: latest.NewValue[agent.Status](), metrics: newSteeringMetrics(),
+		options: o, pendingChanges: newPendingChanges(), trafficUpdates: latest.NewValue[agent.TrafficFacts](), metrics: newSteeringMetrics(),
 		services: map[view.ObjectKey]*steering.Service{},
 	}
 }
@@ -109,8 +109,8 @@ func (e *Engine) SetEndpointSlices(k view.ObjectKey, all []view.EndpointSlice) {
 	e.pendingChanges.merge(k, serviceChange{slices: &all})
 }
 
-// ObserveStatus takes what the agent knows. It does not block.
-func (e *Engine) ObserveStatus(s agent.Status) { e.agentStatuses.Put(s) }
+// ObserveTraffic takes what the agent knows. It does not block.
+func (e *Engine) ObserveTraffic(t agent.TrafficFacts) { e.trafficUpdates.Put(t) }
 
 // Fault says why nothing would be steered if a node died; it is zero if nothing is wrong.
 func (e *Engine) Fault() names.Explanation {
@@ -134,8 +134,8 @@ func (e *Engine) Run(ctx context.Context) error {
 			for k, c := range e.pendingChanges.take() { // many changes cost one decision
 				e.applyChange(k, c)
 			}
-		case s := <-e.agentStatuses.C():
-			e.applyAgentStatus(s)
+		case t := <-e.trafficUpdates.C():
+			e.applyTraffic(t)
 		case <-timer.C:
 		}
 		now := e.options.Now()
@@ -162,9 +162,9 @@ func (e *Engine) applyChange(k view.ObjectKey, c serviceChange) {
 	e.services[k] = &s
 }
 
-func (e *Engine) applyAgentStatus(s agent.Status) {
-	e.agentStatus = s
-	dead := steering.FollowDeaths(e.deadSinceByNode, s.MemberNames, s.DeclaredDeadMemberNames, e.options.Now())
+func (e *Engine) applyTraffic(t agent.TrafficFacts) {
+	e.traffic = t
+	dead := steering.FollowDeaths(e.deadSinceByNode, t.MemberNames, t.DeclaredDeadMemberNames, e.options.Now())
 	if !maps.Equal(dead, e.deadSinceByNode) {
 		e.decidedAt = time.Time{}
 	}
@@ -184,23 +184,23 @@ func (e *Engine) decideIfDue(now time.Time) {
 	}, e.decision, now)
 }
 
-// announcedAddresses returns the addresses that this node announces, with the links on which
-// packets for them may come from outside. Routers may send packets over each of the usable links;
-// the links of Pods are not among these.
+// announcedAddresses returns the addresses that this node announces or is about to take, with the
+// links on which packets for them may come from outside. Routers may send packets over each of the
+// usable links; the links of Pods are not among these.
 func (e *Engine) announcedAddresses() map[netip.Addr][]int {
 	out := map[netip.Addr][]int{}
 	if len(e.deadSinceByNode) == 0 {
 		return out
 	}
-	for _, b := range e.agentStatus.HeldBindings {
+	for _, b := range e.traffic.CarriedBindings {
 		out[b.Address] = b.LinkIndexes
 	}
 	var all []int
-	for _, l := range e.agentStatus.UsableLinks {
+	for _, l := range e.traffic.UsableLinks {
 		all = append(all, l.Index)
 	}
 	slices.Sort(all)
-	for v := range e.agentStatus.Plan.BGPVerdicts.All() {
+	for v := range e.traffic.Plan.BGPVerdicts.All() {
 		if v.Reason != names.ReasonAnnounced {
 			continue
 		}

@@ -62,16 +62,16 @@ func webSlice(nodes ...string) []view.EndpointSlice {
 	return []view.EndpointSlice{{WithAddresses: s}}
 }
 
-// aliveStatus is the status of a node that holds the address of the Service while all nodes live.
-func aliveStatus() agent.Status {
-	return agent.Status{
-		MemberNames: []string{"node1", "node2", "node3"}, HeldBindings: []intent.Binding{{Address: address, LinkIndexes: []int{2}}},
+// aliveTraffic are the facts of a node that holds the address of the Service while all nodes live.
+func aliveTraffic() agent.TrafficFacts {
+	return agent.TrafficFacts{
+		MemberNames: []string{"node1", "node2", "node3"}, CarriedBindings: []intent.Binding{{Address: address, LinkIndexes: []int{2}}},
 		UsableLinks: facts.LinkSet{{Index: 2}, {Index: 3}},
 	}
 }
 
-func deadStatus() agent.Status {
-	s := aliveStatus()
+func deadTraffic() agent.TrafficFacts {
+	s := aliveTraffic()
 	s.DeclaredDeadMemberNames = []string{"node3"}
 	return s
 }
@@ -86,7 +86,7 @@ func runEngine(t *testing.T, f *fakePacketRules, test func(e *Engine)) {
 		go func() { defer close(ended); _ = e.Run(ctx) }()
 		e.SetService(webService)
 		e.SetEndpointSlices(webKey, webSlice("node2", "node3"))
-		e.ObserveStatus(aliveStatus())
+		e.ObserveTraffic(aliveTraffic())
 		synctest.Wait()
 		if f.writes != 0 {
 			t.Error("rules were written while all nodes live")
@@ -103,12 +103,12 @@ func runEngine(t *testing.T, f *fakePacketRules, test func(e *Engine)) {
 func TestDeathIsSteeredAroundAtOnceUntilTheNodeIsBack(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true}
 	runEngine(t, f, func(e *Engine) {
-		e.ObserveStatus(deadStatus())
+		e.ObserveTraffic(deadTraffic())
 		synctest.Wait()
 		if len(f.steering) != 1 || len(f.steering[0].LivingEndpoints) != 1 || len(f.forgotten) != 1 {
 			t.Fatalf("steered is %v, want the port of the Service; %d times connections were forgotten, want once", f.steering, len(f.forgotten))
 		}
-		e.ObserveStatus(aliveStatus())
+		e.ObserveTraffic(aliveTraffic())
 		time.Sleep(minDecisionInterval)
 		synctest.Wait()
 		if len(f.steering) != 0 {
@@ -120,7 +120,7 @@ func TestDeathIsSteeredAroundAtOnceUntilTheNodeIsBack(t *testing.T) {
 func TestSteeringFollowsEndpointsAndEndsAfterAMinute(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true}
 	runEngine(t, f, func(e *Engine) {
-		e.ObserveStatus(deadStatus())
+		e.ObserveTraffic(deadTraffic())
 		synctest.Wait()
 		e.SetEndpointSlices(webKey, webSlice("node1", "node2", "node3"))
 		time.Sleep(minDecisionInterval)
@@ -146,7 +146,7 @@ func TestAnsweredUDPFlowsAreForgottenOnlyIfTheNodeStaysDead(t *testing.T) {
 		e.SetService(udp)
 		e.SetEndpointSlices(webKey, slices)
 		synctest.Wait()
-		e.ObserveStatus(deadStatus())
+		e.ObserveTraffic(deadTraffic())
 		synctest.Wait()
 		if len(f.forgotten) != 1 || len(f.forgotten[0][0].LongDeadEndpoints) != 0 {
 			t.Fatalf("at the death were forgotten %v, want once, only flows without an answer", f.forgotten)
@@ -162,7 +162,7 @@ func TestAnsweredUDPFlowsAreForgottenOnlyIfTheNodeStaysDead(t *testing.T) {
 func TestAddressesThatRoutersSendAreSteeredOnUsableLinks(t *testing.T) {
 	e := NewEngine(Options{})
 	e.deadSinceByNode = map[string]time.Time{"node3": {}}
-	e.agentStatus = deadStatus()
+	e.traffic = deadTraffic()
 	if got := e.announcedAddresses()[address]; len(got) != 1 || got[0] != 2 {
 		t.Errorf("the held address may arrive on %v, want the link 2", got)
 	}
@@ -174,7 +174,7 @@ func TestNothingIsSteeredWithoutServiceProxyUntilItStarts(t *testing.T) {
 		if got := e.Fault().Reason; got != names.ReasonNoServiceProxy {
 			t.Errorf("the fault is %q, want %q", got, names.ReasonNoServiceProxy)
 		}
-		e.ObserveStatus(deadStatus())
+		e.ObserveTraffic(deadTraffic())
 		synctest.Wait()
 		if len(f.steering) != 0 {
 			t.Errorf("without kube-proxy steered is %v", f.steering)
@@ -191,7 +191,7 @@ func TestNothingIsSteeredWithoutServiceProxyUntilItStarts(t *testing.T) {
 func TestRefusedRulesAreReportedAndTriedAgain(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true, writeError: errors.New("out of memory")}
 	runEngine(t, f, func(e *Engine) {
-		e.ObserveStatus(deadStatus())
+		e.ObserveTraffic(deadTraffic())
 		synctest.Wait()
 		if got := e.Fault().Reason; got != names.ReasonPacketRulesRefused {
 			t.Errorf("the fault is %q, want %q", got, names.ReasonPacketRulesRefused)
@@ -239,7 +239,7 @@ func TestKernelThatDoesNotAnswerDelaysNobody(t *testing.T) {
 			t.Error("who reads Services waits for the kernel")
 		}
 		close(answer)
-		e.ObserveStatus(deadStatus())
+		e.ObserveTraffic(deadTraffic())
 		time.Sleep(2 * minDecisionInterval)
 		synctest.Wait()
 		if len(f.steering) != 1 || len(f.steering[0].DeadEndpoints) != 1 {

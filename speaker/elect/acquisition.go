@@ -38,6 +38,18 @@ type acquisitionAttempt struct {
 	previousHolderSeenAt time.Time // last sign of life of the previous holder, if known
 }
 
+// AddressesToTake returns the addresses that this node takes next unless a host answers for them.
+// It is the first of the candidates, and the acquisition has begun.
+func AddressesToTake(m *Machine) []intent.Binding {
+	var out []intent.Binding
+	for _, a := range m.addressesByIP {
+		if a.acquisition != nil && a.acquisition.expectedTaker == m.self {
+			out = append(out, intent.Binding{Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes})
+		}
+	}
+	return out
+}
+
 // endAcquisition cancels the attempt to take the address.
 func (m *Machine) endAcquisition(a *addressState) {
 	delete(m.addressesToAcquire, a)

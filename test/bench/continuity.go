@@ -66,7 +66,7 @@ func measureDeathsOfNodes(ctx context.Context, dir, mode, overlay string) error 
 				node = name
 			}
 		}
-		outcomes, err := s.KillNodeWhileClientsConnect(ctx, urls, node)
+		outcomes, err := s.KillNodeWhileClientsConnect(ctx, urls, time.Second, node)
 		if err != nil {
 			return err
 		}

@@ -109,34 +109,36 @@ func CountFailedConnections(all []ConnectionOutcome, from, to time.Time) (failed
 const (
 	// deathConnectionsPerSecond is the rate of each client while a node dies.
 	deathConnectionsPerSecond = 50
-	// deathDetectionInterval is the time after a death in which connections may fail, and
-	// deathObservedInterval how long they are watched after it. Kubernetes needs longer than both.
-	deathDetectionInterval = time.Second
-	deathObservedInterval  = 19 * time.Second
+	// faultObservedInterval is how long connections are watched after a fault. Kubernetes takes
+	// longer to notice the death of a node.
+	faultObservedInterval = 20 * time.Second
 )
 
-// FaultOutcome says what a fault cost a client: how many of its connections failed, in the first
-// second and later.
+// FaultOutcome says what a fault cost a client: how many of its connections failed at first, while
+// the fault was noticed, and later.
 type FaultOutcome struct {
-	URL                             string
-	FailedInFirstSecond, FirstCount int
-	Failed, Count                   int
-	MedianBefore, MedianAfter       time.Duration
+	URL string
+	// NoticeInterval is the time at first.
+	NoticeInterval              time.Duration
+	FailedAtFirst, CountAtFirst int
+	Failed, Count               int
+	MedianBefore, MedianAfter   time.Duration
 }
 
 // String describes the outcome in one line.
 func (o FaultOutcome) String() string {
-	return fmt.Sprintf("%s: %d of %d connections failed in the first second, %d of %d after it; median latency %.1f ms before, %.1f ms after",
-		o.URL, o.FailedInFirstSecond, o.FirstCount, o.Failed, o.Count, float64(o.MedianBefore.Microseconds())/1000, float64(o.MedianAfter.Microseconds())/1000)
+	return fmt.Sprintf("%s: %d of %d connections failed in the first %v, %d of %d after it; median latency %.1f ms before, %.1f ms after",
+		o.URL, o.FailedAtFirst, o.CountAtFirst, o.NoticeInterval, o.Failed, o.Count, float64(o.MedianBefore.Microseconds())/1000, float64(o.MedianAfter.Microseconds())/1000)
 }
 
 // KillNodeWhileClientsConnect kills a node while a client opens connections to each URL.
-func (s *Cluster) KillNodeWhileClientsConnect(ctx context.Context, urls []string, node string) ([]FaultOutcome, error) {
-	return s.CauseFaultWhileClientsConnect(ctx, urls, func() error { return s.KillNode(ctx, node) })
+func (s *Cluster) KillNodeWhileClientsConnect(ctx context.Context, urls []string, notice time.Duration, node string) ([]FaultOutcome, error) {
+	return s.CauseFaultWhileClientsConnect(ctx, urls, notice, func() error { return s.KillNode(ctx, node) })
 }
 
-// CauseFaultWhileClientsConnect causes a fault while a client opens connections to each URL.
-func (s *Cluster) CauseFaultWhileClientsConnect(ctx context.Context, urls []string, causeFault func() error) ([]FaultOutcome, error) {
+// CauseFaultWhileClientsConnect causes a fault while a client opens connections to each URL. It
+// counts those apart that begin within the given time after it.
+func (s *Cluster) CauseFaultWhileClientsConnect(ctx context.Context, urls []string, notice time.Duration, causeFault func() error) ([]FaultOutcome, error) {
 	var streams []*ConnectionStream
 	for _, u := range urls {
 		st := s.StartConnectionStream(ctx, "client", u, deathConnectionsPerSecond)
@@ -146,12 +148,11 @@ func (s *Cluster) CauseFaultWhileClientsConnect(ctx context.Context, urls []stri
 		}
 		streams = append(streams, st)
 	}
-	diedAt := time.Now()
+	causedAt := time.Now()
 	if err := causeFault(); err != nil {
 		return nil, err
 	}
-	second := diedAt.Add(deathDetectionInterval)
-	end := second.Add(deathObservedInterval)
+	noticed, end := causedAt.Add(notice), causedAt.Add(faultObservedInterval)
 	select {
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -159,10 +160,10 @@ func (s *Cluster) CauseFaultWhileClientsConnect(ctx context.Context, urls []stri
 	}
 	var out []FaultOutcome
 	for i, st := range streams {
-		all, o := st.StopAndListOutcomes(), FaultOutcome{URL: urls[i]}
-		_, _, o.MedianBefore = CountFailedConnections(all, time.Time{}, diedAt)
-		o.FailedInFirstSecond, o.FirstCount, _ = CountFailedConnections(all, diedAt, second)
-		o.Failed, o.Count, o.MedianAfter = CountFailedConnections(all, second, end)
+		all, o := st.StopAndListOutcomes(), FaultOutcome{URL: urls[i], NoticeInterval: notice}
+		_, _, o.MedianBefore = CountFailedConnections(all, time.Time{}, causedAt)
+		o.FailedAtFirst, o.CountAtFirst, _ = CountFailedConnections(all, causedAt, noticed)
+		o.Failed, o.Count, o.MedianAfter = CountFailedConnections(all, noticed, end)
 		out = append(out, o)
 	}
 	return out, nil

@@ -8,14 +8,20 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// maxFailedConnections is how many of the 950 connections of one client may fail, minConnections
-// how many of them it has opened at least.
-const maxFailedConnections, minConnections = 3, 850
+// deathNoticeInterval is the time after a fault in which connections may fail. A speaker notices a
+// death within a second, and later on a machine that is busy with other tests. Kubernetes takes 40
+// s.
+const deathNoticeInterval = 5 * time.Second
+
+// maxFailedConnections is how many of the 750 connections of one client may fail after that,
+// minConnections how many of them it has opened at least. Without rules about 180 fail.
+const maxFailedConnections, minConnections = 3, 650
 
 // TestNewConnectionsGoAroundDeadNodes kills nodes with Pods while clients of both families open
 // connections: first one that does not hold the addresses, then a holder.
@@ -34,7 +40,7 @@ func TestNewConnectionsGoAroundDeadNodes(t *testing.T) {
 			killAndRevive := func(t *testing.T, node string) {
 				failed, count := countFailuresAfterDeath(ctx, t, s, urls, node)
 				if failed > len(urls)*maxFailedConnections || count < len(urls)*minConnections {
-					t.Errorf("after the first second %d of %d connections failed, want at most %d", failed, count, len(urls)*maxFailedConnections)
+					t.Errorf("after %v %d of %d connections failed, want at most %d", deathNoticeInterval, failed, count, len(urls)*maxFailedConnections)
 				}
 				failOnError(t, s.ReviveNode(ctx, node))
 				failOnError(t, awaitNoTableOnNodes(ctx, s))
@@ -60,11 +66,11 @@ func TestNewConnectionsGoAroundDeadNodes(t *testing.T) {
 // checkFaultsWhileSteering causes faults of programs. No connection may fail for long.
 func checkFaultsWhileSteering(ctx context.Context, t *testing.T, s *cluster.Cluster, urls []string) {
 	check := func(t *testing.T, limit int, causeFault func() error) {
-		outcomes, err := s.CauseFaultWhileClientsConnect(ctx, urls, causeFault)
+		outcomes, err := s.CauseFaultWhileClientsConnect(ctx, urls, deathNoticeInterval, causeFault)
 		failOnError(t, err)
 		for _, o := range outcomes {
 			if t.Log(o); o.Failed > limit {
-				t.Errorf("after the first second %d connections failed, want at most %d", o.Failed, limit)
+				t.Errorf("after %v %d connections failed, want at most %d", deathNoticeInterval, o.Failed, limit)
 			}
 		}
 	}
@@ -127,10 +133,10 @@ func nodeThatIsNot(holders []string) string {
 }
 
 // countFailuresAfterDeath kills a node while clients open connections. It returns how many of those
-// failed that began after the first second.
+// failed that began after deathNoticeInterval.
 func countFailuresAfterDeath(ctx context.Context, t *testing.T, s *cluster.Cluster, urls []string, node string) (failed, count int) {
 	t.Helper()
-	outcomes, err := s.KillNodeWhileClientsConnect(ctx, urls, node)
+	outcomes, err := s.KillNodeWhileClientsConnect(ctx, urls, deathNoticeInterval, node)
 	failOnError(t, err)
 	for _, o := range outcomes {
 		t.Log(o)
