@@ -38,16 +38,20 @@ func (d *decayingMaxDelay) currentDelay(now time.Time) time.Duration {
 // recordBeaconDelay records how late a beacon of the member arrived. Lost beacons before it do not
 // count, as the sequence number shows them.
 func (h *beaconRecord) recordBeaconDelay(seq uint64, f stepContext) {
-	if !h.lastBeaconHeardAt.IsZero() && seq-h.lastSeq < maxBeaconGapToMeasureDelay {
-		due := h.lastBeaconHeardAt.Add(time.Duration(seq-h.lastSeq) * f.timing.BeaconInterval)
+	lostCount := seq - h.lastSeq - 1
+	if !h.lastBeaconHeardAt.IsZero() && lostCount < f.timing.beaconsPerSilenceTimeout() {
+		due := h.lastBeaconHeardAt.Add(time.Duration(lostCount+1) * f.timing.BeaconInterval)
 		h.beaconDelay.recordDelay(f.now.Sub(due), f.now)
 	}
 	h.lastBeaconHeardAt = f.now
 }
 
-// maxBeaconGapToMeasureDelay bounds the beacons between two whose times are compared. Beyond it the
-// member was cut off, or was not watched from here.
-const maxBeaconGapToMeasureDelay = 100
+// beaconsPerSilenceTimeout is how many beacons in a row are lost if a member is cut off. It sends
+// each of them some milliseconds late, and may have stopped for a while, since it hears nobody. So
+// the time until the next one arrives says nothing about how late the member runs.
+func (t *Timing) beaconsPerSilenceTimeout() uint64 {
+	return uint64(t.MemberSilenceTimeout / t.BeaconInterval)
+}
 
 // extraDelayForOwnLateness is how much longer than usual this node waits for others because it runs
 // late itself. It is zero while no recent delay is longer than a beacon interval.

@@ -26,6 +26,7 @@ type clusterSimulation struct {
 	scheduledEventCount   int
 	messageLossRate       float64
 	maxMessageDelay       time.Duration // of one message
+	timerLateness         time.Duration // of each timer of a node
 	addresses             []netip.Addr
 	preferenceScoreByNode map[string]int
 	allowRebalance        bool
@@ -344,7 +345,7 @@ func (w *clusterSimulation) performEffectsOfStep(n *simNode, effects []Effect) {
 	n.answerDeadline = n.machine.LeaseDeadline(w.clockOf(n))
 	n.timerID++
 	id, m := n.timerID, n.machine
-	w.scheduleEvent(max(n.machine.NextDeadline().Sub(w.clockOf(n)), 0), func() {
+	w.scheduleEvent(max(n.machine.NextDeadline().Sub(w.clockOf(n)), 0)+w.timerLateness, func() {
 		if n.timerID == id && n.machine == m && !n.isPaused {
 			w.stepNode(n, TimePassed{})
 		}
