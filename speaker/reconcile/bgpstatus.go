@@ -49,6 +49,8 @@ type BGPStatusWriter struct {
 	// Run owns the fields below.
 	isServiceLimitLogged bool // that the limit is exceeded
 	sessionFlapDamper    status.SessionFlapDamper
+	// sessionWrittenAtByObjectName has when each BGPSession was last written.
+	sessionWrittenAtByObjectName map[string]time.Time
 }
 
 // BGPStatusWriterOptions are what a BGPStatusWriter needs.
@@ -79,7 +81,7 @@ const sessionChangeCoalesceDelay = 200 * time.Millisecond
 
 // NewBGPStatusWriter returns a BGPStatusWriter that writes nothing before Run.
 func NewBGPStatusWriter(o BGPStatusWriterOptions) *BGPStatusWriter {
-	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan](), ownObjectChangedSignal: latest.NewWake()}
+	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan](), ownObjectChangedSignal: latest.NewWake(), sessionWrittenAtByObjectName: map[string]time.Time{}}
 }
 
 // ObserveStatus takes the agent's Status and returns at once.
@@ -331,6 +333,7 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context, sessions []bgp.P
 		lookAgain = shorterNonZeroDelay(lookAgain, wait)
 	}
 	for _, o := range stale {
+		delete(w.sessionWrittenAtByObjectName, o.Name)
 		if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
 			errs = append(errs, fmt.Errorf("removing BGPSession %q: %w", o.Name, err))
 		}
@@ -387,9 +390,20 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSe
 	if apiequality.Semantic.DeepEqual(o.Status, want) {
 		return lookAgain, nil
 	}
+	if wait := minCountChangeInterval - w.options.Now().Sub(w.sessionWrittenAtByObjectName[name]); wait > 0 && hasOnlyRouteCountChanged(o.Status, want) {
+		return shorterNonZeroDelay(lookAgain, wait), nil
+	}
 	o.Status = want
 	if err := w.options.Client.Status().Patch(ctx, o, base); err != nil {
 		return 0, fmt.Errorf("writing BGPSession %q: %w", name, err)
 	}
+	w.sessionWrittenAtByObjectName[name] = w.options.Now()
 	return lookAgain, nil
+}
+
+// hasOnlyRouteCountChanged reports whether two statuses of a session differ in how many routes the
+// router has, and in nothing else. To have a route or none is another difference.
+func hasOnlyRouteCountChanged(before, after v1alpha1.BGPSessionStatus) bool {
+	before.Prefixes, after.Prefixes = min(before.Prefixes, 1), min(after.Prefixes, 1)
+	return apiequality.Semantic.DeepEqual(before, after)
 }

@@ -21,7 +21,7 @@ import (
 
 // writeSpeakerStatus writes the node's SpeakerStatus if it changed.
 func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.SpeakerStatusStatus) error {
-	if w.writtenSpeakerStatus != nil && w.isSpeakerStatusAsWritten(s) && w.options.Now().Sub(w.speakerStatusWrittenAt) < lastSeenInterval {
+	if !w.isSpeakerStatusWriteDue(&s) {
 		return nil
 	}
 	if err := w.readEarlierMoves(ctx); err != nil {
@@ -83,15 +83,36 @@ func (w *StatusWriter) readEarlierMoves(ctx context.Context) error {
 	return nil
 }
 
-// isSpeakerStatusAsWritten reports whether the status is the written one, apart from times and
-// moves: a move costs no write of its own.
-func (w *StatusWriter) isSpeakerStatusAsWritten(s v1alpha1.SpeakerStatusStatus) bool {
-	before := w.writtenSpeakerStatus.DeepCopy()
-	before.LastSeen, s.LastSeen, before.Moves, s.Moves = nil, nil, nil, nil
+// minCountChangeInterval is the time between two writes of one object in which only a count
+// changes. While thousands of Services are created, the counts change many times a second on every
+// node.
+const minCountChangeInterval = 5 * time.Second
+
+// isSpeakerStatusWriteDue reports whether the status has to be written now. Times and moves cost no
+// write of their own, and counts wait for minCountChangeInterval. A count that becomes 0, or is 0
+// no more, does not wait: the controller follows it.
+func (w *StatusWriter) isSpeakerStatusWriteDue(s *v1alpha1.SpeakerStatusStatus) bool {
+	age := w.options.Now().Sub(w.speakerStatusWrittenAt)
+	if w.writtenSpeakerStatus == nil || age >= lastSeenInterval {
+		return true
+	}
+	before, after := w.writtenSpeakerStatus.DeepCopy(), s.DeepCopy()
+	before.LastSeen, after.LastSeen, before.Moves, after.Moves = nil, nil, nil, nil
 	for i := range before.Conditions {
 		before.Conditions[i].LastTransitionTime = metav1.Time{}
 	}
-	return equality.Semantic.DeepEqual(*before, s)
+	if haveOnlyCountsChanged(before, after) && age < minCountChangeInterval {
+		return false
+	}
+	return !equality.Semantic.DeepEqual(before, after)
+}
+
+// haveOnlyCountsChanged reports whether the statuses differ in counts alone, if at all, and no
+// count becomes 0 or is 0 no more.
+func haveOnlyCountsChanged(before, after *v1alpha1.SpeakerStatusStatus) bool {
+	x, y := *before, *after
+	x.Held, x.Routes, y.Held, y.Routes = min(x.Held, 1), min(x.Routes, 1), min(y.Held, 1), min(y.Routes, 1)
+	return equality.Semantic.DeepEqual(x, y)
 }
 
 // applyObjectAndStatus writes an object and its status by server-side apply.

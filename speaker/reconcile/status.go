@@ -241,10 +241,9 @@ func (w *StatusWriter) recheckWithoutEvent(ctx context.Context, s agent.Status) 
 	w.retryPendingDeadMarks(ctx)
 	w.correctStatusesOfDeadNodes(ctx)
 	w.checkOwnStatusIfDue(ctx, now)
-	if w.checkMissingNodes(ctx) || now.Sub(w.speakerStatusWrittenAt) >= lastSeenInterval {
-		changed = true
-	}
-	return changed || w.hasStatusesOfMissingNodes(ctx) || w.writtenSpeakerStatus == nil || !w.isSpeakerStatusAsWritten(status.BuildSpeakerStatus(w.collectStatusInputs(s)))
+	changed = w.checkMissingNodes(ctx) || changed
+	own := status.BuildSpeakerStatus(w.collectStatusInputs(s))
+	return changed || w.hasStatusesOfMissingNodes(ctx) || w.isSpeakerStatusWriteDue(&own)
 }
 
 // recordServicesAwaitingProxy records since when Services wait for kube-proxy of this node.
