@@ -21,6 +21,17 @@ type sessionFault struct {
 // Unwrap returns the error without the Reason.
 func (f sessionFault) Unwrap() error { return f.error }
 
+// withoutConnectionAddresses returns an error of a connection without the addresses of both ends.
+// The port of this node differs in each attempt. With it, each attempt would have another text, and
+// the conditions of all Services would be written each time.
+func withoutConnectionAddresses(err error) error {
+	var ofConnection *net.OpError
+	if errors.As(err, &ofConnection) {
+		return ofConnection.Err
+	}
+	return err
+}
+
 // reasonOfFailure returns the Reason for an error that ended a session or prevented it.
 func reasonOfFailure(err error) names.Reason {
 	var fault sessionFault

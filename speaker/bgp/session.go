@@ -153,7 +153,7 @@ func (s *session) writeMessage(t message.MessageType, m []byte, flush bool) erro
 	case errors.Is(err, os.ErrDeadlineExceeded): // RFC 9687; nothing more can be sent
 		s.endWithNotification(fmt.Errorf("the router has read nothing for %s (send hold timer expired)", timeout), nil)
 	case err != nil:
-		s.endWithNotification(fmt.Errorf("sending %s to the router: %w", t, err), nil)
+		s.endWithNotification(fmt.Errorf("sending %s to the router: %w", t, withoutConnectionAddresses(err)), nil)
 	}
 	return err
 }
@@ -294,7 +294,7 @@ func (s *session) endForReadError(err error) {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		s.endWithNotification(sessionFault{names.ReasonConnectionLost, errors.New("the router closed the connection in the middle of a message")}, nil)
 	default:
-		s.endWithNotification(fmt.Errorf("the connection failed: %w", err), nil)
+		s.endWithNotification(fmt.Errorf("the connection failed: %w", withoutConnectionAddresses(err)), nil)
 	}
 }
 
@@ -329,7 +329,7 @@ const receiveOpenTimeout = 20 * time.Second
 func exchangeOpens(c Conn, counter *messageCounter, local message.OpenMessage, check func(remote message.OpenMessage) (NegotiatedParameters, error)) (NegotiatedParameters, error) {
 	_ = c.SetDeadline(time.Now().Add(receiveOpenTimeout))
 	if _, err := c.Write(local.Encode()); err != nil {
-		return NegotiatedParameters{}, fmt.Errorf("sending our OPEN: %w", err)
+		return NegotiatedParameters{}, fmt.Errorf("sending our OPEN: %w", withoutConnectionAddresses(err))
 	}
 	counter.countSent(message.TypeOpen)
 	m, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength))
@@ -364,7 +364,7 @@ func explainMissingRouterOpen(err error) error {
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET):
 		return sessionFault{names.ReasonRefusedByRouter, errors.New("the router closed the connection before its OPEN: is this node configured as a neighbour there?")}
 	}
-	return err
+	return withoutConnectionAddresses(err)
 }
 
 // adviseOnTTLSecurity adds to the silence of a router that TTL security may be the cause: the
