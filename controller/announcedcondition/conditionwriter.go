@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -63,6 +64,8 @@ type ConditionWriter struct {
 	faultTextChanges, healthyTextChanges *faultMemory
 	// dueEvents are the events about Services whose condition has just been written.
 	dueEvents *dueEventMemory
+	// firstReconcileAt is when the first Service was looked at; nil before.
+	firstReconcileAt atomic.Pointer[time.Time]
 	// unannouncedEventLimiter bounds the events about new Services that are not announced yet.
 	unannouncedEventLimiter *rate.Limiter
 }
@@ -79,6 +82,9 @@ const (
 	// announces. It is shorter at first, while a manifest may still be in the process of being
 	// applied.
 	maxUnannouncedRecheckInterval = 30 * time.Second
+	// startTimeout is within how long after its start a controller has looked at all Services. A
+	// request that is found refused by then has mostly been refused for long.
+	startTimeout = 30 * time.Second
 )
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
@@ -103,6 +109,8 @@ func (r *ConditionWriter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 		r.forgetService(req.NamespacedName)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
+	now := r.Now()
+	r.firstReconcileAt.CompareAndSwap(nil, &now)
 	var events ctrl.Result
 	if send := r.dueEvents.takeEvents(req.NamespacedName); send != nil {
 		events = send(ctx)
@@ -232,12 +240,16 @@ func (r *ConditionWriter) remindOfRefusedRequest(ctx context.Context, s *corev1.
 		r.refusedRequestFaults.forgetFault(key)
 		return 0
 	}
-	if !r.refusedRequestFaults.hasFault(key) {
-		// The worker has sent the Warning, or a former leader has within the last
-		// faultWarningRepeatInterval.
+	if !r.refusedRequestFaults.hasFault(key) && !r.isStarting() { // the worker has sent the Warning
 		r.refusedRequestFaults.recordWarning(key, r.Now())
 	}
 	return r.repeatWarningIfDue(ctx, s, r.refusedRequestFaults, names.EventAllocationFailed, c)
+}
+
+// isStarting reports whether the controller has just begun to look at the Services.
+func (r *ConditionWriter) isStarting() bool {
+	first := r.firstReconcileAt.Load()
+	return first != nil && r.Now().Sub(*first) < startTimeout
 }
 
 // isRequestRefused reports whether the Reason of a Service with addresses is a Warning.

@@ -32,6 +32,7 @@ func TestWarningOfRefusedRequestIsRepeated(t *testing.T) {
 		}
 	}
 	const warning = "Warning AllocationFailed AddressInUse: it has another owner"
+	h.reconcileAndAdvanceTimeFor("web", time.Minute)
 	setReason(names.ReasonAddressInUse)
 	if h.reconcileAndAdvanceTimeFor("web", 10*time.Minute); h.countEvents(warning) != 0 {
 		t.Errorf("the first Warning is that of the worker, and there is %q", h.sentEvents)
@@ -42,8 +43,12 @@ func TestWarningOfRefusedRequestIsRepeated(t *testing.T) {
 	if n := testutil.CollectAndCount(h.writer, "gantry_services_without_address"); n != 0 {
 		t.Error("the Service counts as one without an address")
 	}
+	h.restartController()
+	if h.reconcileAndAdvanceTimeFor("web", 10*time.Minute); h.countEvents(warning) != 3 {
+		t.Errorf("there are %d Warnings after a restart of the controller, want one more, 3: %q", h.countEvents(warning), h.sentEvents)
+	}
 	setReason(names.ReasonAssigned)
-	if h.reconcileAndAdvanceTimeFor("web", time.Hour); h.countEvents(warning) != 2 {
+	if h.reconcileAndAdvanceTimeFor("web", time.Hour); h.countEvents(warning) != 3 {
 		t.Errorf("the Warning is repeated after the end of the fault: %q", h.sentEvents)
 	}
 }
