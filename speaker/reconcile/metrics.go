@@ -88,13 +88,15 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 // protocol says how many there are.
 const maxAnnouncedSeries = 1000
 
+// announcedSeries are the labels of a series of announcedMetric, without the node.
+type announcedSeries struct{ service, protocol, ip string }
+
 // collectAnnounced sends a series for each announced address of a Service.
 func (a *AnnouncedMetrics) collectAnnounced(c chan<- prometheus.Metric, now *agent.Status) {
-	type series struct{ service, protocol, ip string }
-	var all []series
+	var all []announcedSeries
 	emit := func(service view.ObjectKey, protocol string, addresses []netip.Addr) {
 		for _, ip := range addresses {
-			all = append(all, series{service.String(), protocol, ip.String()})
+			all = append(all, announcedSeries{service.String(), protocol, ip.String()})
 		}
 	}
 	in := status.StatusInputs{Self: a.nodeName, Plan: now.Plan, HeldBindings: now.HeldBindings, HeldAddressConflicts: &status.Conflicts{}}
@@ -104,19 +106,23 @@ func (a *AnnouncedMetrics) collectAnnounced(c chan<- prometheus.Metric, now *age
 	if a.bgpSessions != nil && !now.Plan.NodeLeaving { // a leaving node withdraws its routes
 		a.forEachRoutedService(now, emit)
 	}
-	if len(all) <= maxAnnouncedSeries {
-		for _, s := range all {
-			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, s.service, s.protocol, a.nodeName, s.ip)
-		}
-		return
+	for s, n := range countBySeries(all) {
+		c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, float64(n), s.service, s.protocol, a.nodeName, s.ip)
 	}
-	countByProtocol := map[string]int{}
+}
+
+// countBySeries returns the value of each series: 1 for each address, or for each protocol the
+// number of addresses if there are too many.
+func countBySeries(all []announcedSeries) map[announcedSeries]int {
+	out := map[announcedSeries]int{}
 	for _, s := range all {
-		countByProtocol[s.protocol]++
+		if len(all) > maxAnnouncedSeries {
+			out[announcedSeries{protocol: s.protocol}]++
+		} else {
+			out[s] = 1
+		}
 	}
-	for protocol, n := range countByProtocol {
-		c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, float64(n), "", protocol, a.nodeName, "")
-	}
+	return out
 }
 
 // forEachRoutedService calls emit with each Service of which established sessions carry addresses.

@@ -164,3 +164,52 @@ func TestAlertsAreInTheTroubleshootingPage(t *testing.T) {
 		}
 	}
 }
+
+// TestDocumentedMetricsExist finds metrics in the pages that no program exports.
+func TestDocumentedMetricsExist(t *testing.T) {
+	metrics := labelsByDeclaredMetric(t)
+	pages, err := filepath.Glob(filepath.Join(repositoryRoot, "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, page := range append(pages, filepath.Join(repositoryRoot, "README.md")) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile("`((?:metallb|gantry)_[a-z0-9_]+)(\\*?)[`{]").FindAllStringSubmatch(string(text), -1) {
+			count++
+			if _, exists := metrics[m[1]]; !exists && m[2] == "" && !strings.HasSuffix(m[1], "_") {
+				t.Errorf("%s names the metric %s, which no program exports", page, m[1])
+			}
+		}
+	}
+	if count < 60 {
+		t.Errorf("the pages name %d metrics: this test looks in the wrong place", count)
+	}
+}
+
+// TestAlertTestsUseExistingSeries compares the series in the tests of the alerts with the metrics
+// and labels in the code: a test with other series than the programs export says nothing.
+func TestAlertTestsUseExistingSeries(t *testing.T) {
+	metrics := labelsByDeclaredMetric(t)
+	for name, labels := range libraryMetrics {
+		metrics[name] = labels
+	}
+	series := regexp.MustCompile(`series: '([a-z0-9_]+)\{([^}]*)\}'`).FindAllStringSubmatch(readRepositoryFile(t, "config", "components", "prometheus", "tests.yaml"), -1)
+	if len(series) < 20 {
+		t.Fatalf("the tests have %d series: this test looks in the wrong place", len(series))
+	}
+	for _, s := range series {
+		labels, exists := metrics[s[1]]
+		if !exists {
+			t.Errorf("no program exports %s", s[1])
+		}
+		for _, l := range regexp.MustCompile(`([a-z]+)="`).FindAllStringSubmatch(s[2], -1) {
+			if !slices.Contains(labels, l[1]) && !slices.Contains(prometheusTargetLabels, l[1]) {
+				t.Errorf("%s has no label %s", s[1], l[1])
+			}
+		}
+	}
+}
