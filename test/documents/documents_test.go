@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -139,5 +140,29 @@ func TestEveryCodeBlockIsChecked(t *testing.T) {
 				t.Errorf("%s:%d: no test compares this with what the command prints: write <!-- prints: SITUATION --> before it", b.page, b.line)
 			}
 		}
+	}
+}
+
+// TestReadmeShowsStepsOfDemo compares the steps in the README with the headings in test/demo.
+func TestReadmeShowsStepsOfDemo(t *testing.T) {
+	var patterns []*regexp.Regexp
+	source := strings.ReplaceAll(readRepositoryFile(t, "test/demo/main.go"), `\n`, "")
+	for _, m := range regexp.MustCompile(`printHeading\("([^"]+)"`).FindAllStringSubmatch(source, -1) {
+		pattern := regexp.MustCompile(`%[sd]`).ReplaceAllString(regexp.QuoteMeta(m[1]), ".+")
+		patterns = append(patterns, regexp.MustCompile("^"+pattern+"$"))
+	}
+	count := 0
+	for line := range strings.Lines(readRepositoryFile(t, "README.md")) {
+		heading, isHeading := strings.CutPrefix(strings.TrimSpace(line), "== ")
+		if !isHeading {
+			continue
+		}
+		count++
+		if !slices.ContainsFunc(patterns, func(p *regexp.Regexp) bool { return p.MatchString(heading) }) {
+			t.Errorf("the demo does not print %q", heading)
+		}
+	}
+	if count < 5 {
+		t.Errorf("the README has %d steps of the demo: this test looks in the wrong place", count)
 	}
 }
