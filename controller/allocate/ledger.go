@@ -369,7 +369,7 @@ func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 	}
 	at, placed := st.assignableNumbering.positionOfAddress(a)
 	if placed {
-		st.removeSharer(at, r.sharing, len(rest) == 0)
+		st.removeSharer(at, r.sharing)
 	}
 	if len(rest) > 0 {
 		return false

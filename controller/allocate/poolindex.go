@@ -113,30 +113,26 @@ func (s *familyPool) addSharer(at uint64, sh *sharingProperties) {
 	}
 	on := s.sharedPositionsByRequirement[sh.requirementsToShare]
 	if on == nil {
-		on = &sharedPositionsOfGroup{usedPositionsByPort: map[view.Port][]uint64{}}
+		on = newSharedPositionsOfGroup()
 		s.sharedPositionsByRequirement[sh.requirementsToShare] = on
 		s.podSelectorsBySharingKey[sh.sharingKey] = insertSorted(s.podSelectorsBySharingKey[sh.sharingKey], sh.podSelector)
 	}
-	on.addPositionAndPorts(at, sh.ports)
+	on.addHolder(at, sh.ports)
 }
 
-// removeSharer removes a holder of a position. The position stays shared while it has other
-// holders.
-func (s *familyPool) removeSharer(at uint64, sh *sharingProperties, isLast bool) {
+// removeSharer is the reverse of addSharer.
+func (s *familyPool) removeSharer(at uint64, sh *sharingProperties) {
 	if sh == nil || s.sharedPositionsByRequirement[sh.requirementsToShare] == nil {
 		return
 	}
 	on := s.sharedPositionsByRequirement[sh.requirementsToShare]
-	on.removePortsOfHolder(at, sh.ports)
-	if !isLast {
+	if on.removeHolder(at, sh.ports); len(on.positions) > 0 {
 		return
 	}
-	if on.positions = removeSorted(on.positions, at); len(on.positions) == 0 {
-		delete(s.sharedPositionsByRequirement, sh.requirementsToShare)
-		rest := removeSorted(s.podSelectorsBySharingKey[sh.sharingKey], sh.podSelector)
-		if s.podSelectorsBySharingKey[sh.sharingKey] = rest; len(rest) == 0 {
-			delete(s.podSelectorsBySharingKey, sh.sharingKey)
-		}
+	delete(s.sharedPositionsByRequirement, sh.requirementsToShare)
+	rest := removeSorted(s.podSelectorsBySharingKey[sh.sharingKey], sh.podSelector)
+	if s.podSelectorsBySharingKey[sh.sharingKey] = rest; len(rest) == 0 {
+		delete(s.podSelectorsBySharingKey, sh.sharingKey)
 	}
 }
 

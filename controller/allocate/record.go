@@ -98,14 +98,13 @@ func (l *Ledger) setSharingPropertiesOfRecord(id int32, held []address, sh *shar
 	if r.sharing.isEqual(sh) {
 		return
 	}
-	var room [1]int32
 	for _, a := range held {
 		st := l.currentPoolIndex.familyPoolCovering(a)
 		if st == nil {
 			continue
 		}
 		if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
-			st.removeSharer(at, r.sharing, len(l.holderTable.recordIDsHoldingAddress(a, &room)) == 1)
+			st.removeSharer(at, r.sharing)
 			st.addSharer(at, sh)
 		}
 	}

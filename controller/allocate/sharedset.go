@@ -14,15 +14,13 @@ import (
 // by IPv6.
 
 // shareablePositions returns the positions of held addresses that the Service may share, in
-// ascending order.
+// ascending order. The index knows only the holders with the same requirementsToShare, so that each
+// holder is asked too.
 func (d *decider) shareablePositions(st *familyPool) iter.Seq[uint64] {
 	if d.sharing == nil {
 		return func(func(uint64) bool) {}
 	}
 	all := st.sharedPositionsByRequirement[d.sharing.requirementsToShare].positionsWithFreePorts(d.sharing.ports)
-	if !st.pool.SharesOnlyWithinNamespace {
-		return all
-	}
 	return func(yield func(uint64) bool) {
 		for at := range all {
 			if !d.ledger.explainNewSharingConflict(st.assignableNumbering.addressAtPosition(at), d.service.Key, d.sharing).IsSet() && !yield(at) {

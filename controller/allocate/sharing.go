@@ -88,27 +88,57 @@ func (a *sharingProperties) explainConflictWith(b *sharingProperties) sharingCon
 }
 
 // sharedPositionsOfGroup are the positions that the Services of one requirementsToShare hold. It
-// finds the lowest position where some ports are free without a look at each position.
+// finds the lowest position where some ports are free without a look at each position. Services
+// that may not share hold a position together until the status of one of them is written: then a
+// port is used twice, or Services of other groups hold it too.
 type sharedPositionsOfGroup struct {
 	// positions are in ascending order. usedPositionsByPort are those where a port is used.
-	positions           []uint64
-	usedPositionsByPort map[view.Port][]uint64
+	positions             []uint64
+	holderCountByPosition map[uint64]int
+	usedPositionsByPort   map[view.Port][]uint64
+	// secondUsesOfPort counts the holders that use a port at a position beyond the first one.
+	secondUsesOfPort map[portAtPosition]int
 }
 
-func (s *sharedPositionsOfGroup) addPositionAndPorts(at uint64, ports []view.Port) {
-	s.positions = insertSorted(s.positions, at)
+// portAtPosition is a port of a shared address.
+type portAtPosition struct {
+	port view.Port
+	at   uint64
+}
+
+func newSharedPositionsOfGroup() *sharedPositionsOfGroup {
+	return &sharedPositionsOfGroup{holderCountByPosition: map[uint64]int{}, usedPositionsByPort: map[view.Port][]uint64{}, secondUsesOfPort: map[portAtPosition]int{}}
+}
+
+// addHolder adds a holder of a position with its ports.
+func (s *sharedPositionsOfGroup) addHolder(at uint64, ports []view.Port) {
+	if s.holderCountByPosition[at]++; s.holderCountByPosition[at] == 1 {
+		s.positions = insertSorted(s.positions, at)
+	}
 	for _, p := range ports {
-		s.usedPositionsByPort[p] = insertSorted(s.usedPositionsByPort[p], at)
+		before := len(s.usedPositionsByPort[p])
+		if s.usedPositionsByPort[p] = insertSorted(s.usedPositionsByPort[p], at); len(s.usedPositionsByPort[p]) == before {
+			s.secondUsesOfPort[portAtPosition{p, at}]++
+		}
 	}
 }
 
-// removePortsOfHolder removes the ports of one holder. The position stays until its last holder is
-// gone.
-func (s *sharedPositionsOfGroup) removePortsOfHolder(at uint64, ports []view.Port) {
+// removeHolder is the reverse of addHolder.
+func (s *sharedPositionsOfGroup) removeHolder(at uint64, ports []view.Port) {
 	for _, p := range ports {
+		if use := (portAtPosition{p, at}); s.secondUsesOfPort[use] > 0 {
+			if s.secondUsesOfPort[use]--; s.secondUsesOfPort[use] == 0 {
+				delete(s.secondUsesOfPort, use)
+			}
+			continue
+		}
 		if s.usedPositionsByPort[p] = removeSorted(s.usedPositionsByPort[p], at); len(s.usedPositionsByPort[p]) == 0 {
 			delete(s.usedPositionsByPort, p)
 		}
+	}
+	if s.holderCountByPosition[at]--; s.holderCountByPosition[at] == 0 {
+		delete(s.holderCountByPosition, at)
+		s.positions = removeSorted(s.positions, at)
 	}
 }
 

@@ -138,3 +138,41 @@ func TestDualStackServicesShareBothAddressesOrNone(t *testing.T) {
 		w.wantDecision(w.editServiceAndCarryOutDecision("fourth", dual("k", 443)...), "192.0.2.12, fd00:1::d0", names.ReasonAssigned)
 	})
 }
+
+// A Service that may not share any more holds its address together with the other holders until its
+// status is written. Afterwards, nobody takes the address for one that could be shared.
+func TestAddressOfFormerSharerIsNotShared(t *testing.T) {
+	tests := map[string]struct {
+		edit, newcomer func(*view.Service)
+		want           names.Reason
+	}{
+		"a port is used twice": {
+			edit: withSharingKeyAndPort("k", 80), newcomer: withSharingKeyAndPort("k", 80), want: names.ReasonPortConflict,
+		},
+		"the key differs": {
+			edit: withSharingKeyAndPort("m", 81), newcomer: withSharingKeyAndPort("m", 82), want: names.ReasonSharingKeyDiffers,
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newLedgerHarness(t, newPool(t, "a", "192.0.2.1/32"))
+			w.wantDecision(w.editServiceAndCarryOutDecision("stays", withSharingKeyAndPort("k", 80)), "192.0.2.1", names.ReasonAssigned)
+			w.wantDecision(w.editServiceAndCarryOutDecision("leaves", withSharingKeyAndPort("k", 81)), "192.0.2.1", names.ReasonAssigned)
+			w.wantDecision(w.editServiceAndCarryOutDecision("leaves", tc.edit), "", tc.want)
+			w.wantDecision(w.editServiceAndCarryOutDecision("new", tc.newcomer), "", tc.want)
+			w.deleteService("leaves")
+			w.wantDecision(w.editServiceAndCarryOutDecision("other", tc.newcomer), "", tc.want)
+			w.deleteService("stays")
+			w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.1", names.ReasonAssigned)
+		})
+	}
+	t.Run("while the status is not written", func(t *testing.T) {
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.1/32"))
+		w.editServiceAndCarryOutDecision("stays", withSharingKeyAndPort("k", 80))
+		w.editServiceAndCarryOutDecision("leaves", withSharingKeyAndPort("k", 81))
+		leaving := *w.lastServiceByName["leaves"]
+		withSharingKeyAndPort("m", 81)(&leaving)
+		w.ledger.CommitOldAndNewAddresses(&leaving, DecideAssignment(&leaving, w.ledger, w.snapshot))
+		w.wantDecision(w.editServiceAndCarryOutDecision("new", withSharingKeyAndPort("m", 82)), "", names.ReasonSharingKeyDiffers)
+	})
+}
