@@ -133,8 +133,6 @@ type Status struct {
 	MemberNames []string
 	// DeclaredDeadMemberNames are those of them that the election has declared dead, sorted.
 	DeclaredDeadMemberNames []string
-	// SilentSinceByDeadMember is since when the election knows that each of them is silent.
-	SilentSinceByDeadMember map[string]time.Time
 	// RawSocketDenialText says why this node cannot open raw sockets; empty if it can.
 	RawSocketDenialText string
 	// NewElectionEvents are the events of the election since the last Status.

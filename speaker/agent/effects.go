@@ -4,7 +4,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -320,11 +319,7 @@ func (a *Agent) buildStatus() Status {
 		SendFaultByLinkIndex:    a.portFaults.faultByLinkIndex(),
 		MemberNames:             a.liveMemberNames,
 		DeclaredDeadMemberNames: a.declaredDeadMemberNames,
-		SilentSinceByDeadMember: make(map[string]time.Time, len(a.declaredDeadMemberNames)),
 		NewElectionEvents:       a.unreportedEvents,
-	}
-	for _, name := range a.declaredDeadMemberNames {
-		s.SilentSinceByDeadMember[name] = elect.SilenceReportedSince(a.electionMachine, name)
 	}
 	for _, ip := range held {
 		s.HeldBindings = append(s.HeldBindings, a.heldBindingByAddress[ip])

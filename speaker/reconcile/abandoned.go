@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// deadMemberReportDelay is how long a member must be known to be silent until this node writes
-	// that it is dead, provided that the election has declared it dead. The gossip takes some 10 s
-	// to give it up. A shorter delay would report pauses of a process or a virtual machine. With a
-	// longer one, the condition of a Service whose only holder dies would come later than 2 s.
+	// deadMemberReportDelay is how long the election must have declared a member dead until this
+	// node writes so. The gossip takes some 10 s to give it up. A shorter delay would report pauses
+	// of a process or a virtual machine. With a longer one, the condition of a Service whose only
+	// holder dies would come later than 2 s.
 	deadMemberReportDelay = time.Second
 	// deadNodeL2StatusRemovalDelay is how long after the loss of a member its ServiceL2Statuses are
 	// removed. A speaker that lives and cannot be reached has corrected its SpeakerStatus by then.
 	deadNodeL2StatusRemovalDelay = ownStatusMarkedDeadCheckDelay + 2*time.Second
 )
 
-// declaredDeadMembers are members of the gossip that the election has declared dead, and since when
-// they are known to be silent.
+// declaredDeadMembers are members of the gossip that the election has declared dead, and since
+// when.
 type declaredDeadMembers map[string]time.Time
 
 // livingMembers returns the members of the Status that live. nextCheckIn is when to ask
@@ -30,10 +30,7 @@ type declaredDeadMembers map[string]time.Time
 func (m declaredDeadMembers) livingMembers(s agent.Status, now time.Time) (living []string, nextCheckIn time.Duration) {
 	maps.DeleteFunc(m, func(name string, _ time.Time) bool { return !slices.Contains(s.DeclaredDeadMemberNames, name) })
 	for _, name := range s.DeclaredDeadMemberNames {
-		if _, known := m[name]; known {
-			continue
-		}
-		if m[name] = s.SilentSinceByDeadMember[name]; m[name].IsZero() {
+		if _, known := m[name]; !known {
 			m[name] = now
 		}
 	}
