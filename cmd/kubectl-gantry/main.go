@@ -1,5 +1,6 @@
 // Command kubectl-gantry says whether Gantry and its Services work, and why not. kubectl runs it as
-// "kubectl gantry"; it also runs alone. It only reads, with the rights of the user.
+// "kubectl gantry"; it also runs alone. It works with the rights of the user, and changes nothing
+// but what the commands drain, undrain, move, release and retire name.
 package main
 
 import (

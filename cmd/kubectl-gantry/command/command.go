@@ -1,5 +1,6 @@
-// Package command has the commands and flags of kubectl gantry. It prints what package explain
-// answers, and turns the answer into an exit status.
+// Package command has the commands and flags of kubectl gantry. It prints what the packages explain
+// and preview answer, makes the changes of package operate, and turns the answer into an exit
+// status.
 package command
 
 import (
@@ -99,6 +100,7 @@ func (p *program) newRootCommand() *cobra.Command {
 	root.AddCommand(p.newExplainCommand(), p.newStatusCommand())
 	root.AddCommand(p.newListingCommands()...)
 	root.AddCommand(p.newPreviewCommand())
+	root.AddCommand(p.newOperationCommands()...)
 	return root
 }
 
