@@ -44,9 +44,11 @@ func SettleAssignments(services []view.Service, l *Ledger, snap *snapshot.Snapsh
 	return out
 }
 
-// settleRound decides about each Service once, and says whether one got other addresses. All of
-// them are decided about before the first write ends, as in the controller.
+// settleRound decides about each Service once, and says whether one got other addresses, or may now
+// get one: another one may have given an address back, or may share its own. All Services are
+// decided about before the first write ends, as in the controller.
 func settleRound(all []SettledAssignment, l *Ledger, snap *snapshot.Snapshot) (isChanged bool) {
+	freed, shareable := l.FreedAddressesVersion(), l.ShareableAddressesVersion()
 	for i := range all {
 		s := &all[i]
 		s.decide(l, func(v *view.Service) Decision { return DecideAssignment(v, l, snap) })
@@ -55,7 +57,7 @@ func settleRound(all []SettledAssignment, l *Ledger, snap *snapshot.Snapshot) (i
 	for i := range all {
 		isChanged = all[i].carryOut(l) || isChanged
 	}
-	return isChanged
+	return isChanged || freed != l.FreedAddressesVersion() || shareable != l.ShareableAddressesVersion()
 }
 
 // settleRetirementRound gives each Service with a retired address its turn, and says whether one

@@ -14,6 +14,8 @@ import (
 type settleCase struct {
 	pools    func(t *testing.T) []*snapshot.Pool
 	services []*view.Service
+	// sharingBegins says that the Ledger does not know the sharing keys yet.
+	sharingBegins bool
 	// want is "name=addresses reason" for each Service, separated by semicolons.
 	want string
 }
@@ -63,6 +65,15 @@ var settleCases = map[string]settleCase{
 		services: []*view.Service{newService("a")},
 		want:     "a=192.0.2.1 Assigned probe",
 	},
+	"a Service shares the address of one that is decided about later": {
+		pools: func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "office", "192.0.2.1/32")} },
+		services: []*view.Service{
+			newService("a", func(s *view.Service) { s.SharingKey, s.Ports = "key", []view.Port{{Protocol: "TCP", Number: 81}} }),
+			newService("b", holding("office", "192.0.2.1"), func(s *view.Service) { s.SharingKey = "key" }),
+		},
+		sharingBegins: true,
+		want:          "a=192.0.2.1 Assigned; b=192.0.2.1 Assigned",
+	},
 	"Services that wait are served by name": {
 		pools:    func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "office", "192.0.2.1/32")} },
 		services: []*view.Service{newService("a"), newService("b")},
@@ -84,7 +95,11 @@ func TestSettleAssignments(t *testing.T) {
 			var services []view.Service
 			for _, s := range tc.services {
 				services = append(services, *s)
-				l.CommitAssignment(s, s.AssignedAddresses, s.RecordedPool)
+				before := *s
+				if tc.sharingBegins {
+					before.SharingKey = ""
+				}
+				l.CommitAssignment(&before, s.AssignedAddresses, s.RecordedPool)
 			}
 			settled := SettleAssignments(services, l, snap)
 			if got := describeSettled(settled); got != tc.want {
