@@ -224,6 +224,8 @@ func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d a
 func (r *ServiceWorker) stageWriteUntilInAddressLedger(w *serviceStatusWriteTask) {
 	j := &r.ledgerWriter
 	w.ledgerEntryRefused = r.recordByService[w.service.Key].ledgerEntryRefused
+	j.recentWriters.recordWrite(w.service.Key.Namespace)
+	w.isOfQuietNamespace = j.recentWriters.isQuietBesideBusy(w.service.Key.Namespace)
 	if j.pendingWrites.AddressLedgerContainsService(w.service.Key) {
 		j.writesAwaitingLedgerEntry = slices.Insert(j.writesAwaitingLedgerEntry, 0, w)
 		return

@@ -2,6 +2,7 @@ package assign
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -57,8 +58,12 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	// the result of each write wakes the worker
+	mayTake := func(*serviceStatusWriteTask) bool { return true }
 	if r.apiTaskQueue.countReadyTasks() > maxQueuedTasksToStartSwap {
-		return
+		if j.isFindingRefusedEntry() || !slices.ContainsFunc(j.writesAwaitingLedgerEntry, isWriteOfQuietNamespace) {
+			return
+		}
+		mayTake = isWriteOfQuietNamespace // the writes of the busy ones are ready
 	}
 	now := r.Now()
 	j.updateIsBatchingSwaps()
@@ -70,7 +75,7 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	if j.isFull(&r.apiTaskQueue.slowWriteTracker) && r.omitEntriesOfFailingWrites() {
 		r.logOmittedEntries("the AddressLedger is full of pending assignments whose writes fail")
 	}
-	batch := j.takeNextBatch(&r.apiTaskQueue.slowWriteTracker)
+	batch := j.takeNextBatch(&r.apiTaskQueue.slowWriteTracker, mayTake)
 	if len(batch) == 0 {
 		if j.isFull(&r.apiTaskQueue.slowWriteTracker) {
 			r.reportLedgerFull()
@@ -95,15 +100,23 @@ func (j *ledgerWriter) updateIsBatchingSwaps() {
 // no answer yet. A swap costs the API server as much as the write of a status, so more Services
 // should share it. The result of each write wakes the worker. Services that come one by one do not
 // wait. A batch that is large already starts at once, and so does any batch when the last one makes
-// no progress.
+// no progress. A Service of a namespace with few writes does not wait while those of another one
+// come fast.
 func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
 	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
-	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
+	mustBeSmall := j.isFindingRefusedEntry() || j.canOnlyWriteRefused()
 	isLarge := staged >= minWritesToSwapWithoutWaiting && staged*maxUnfinishedTasksPerBatchedWrite >= q.countUnfinishedTasks()
-	if mustBeSmall || isLarge || !j.isBatchingSwaps || j.unansweredWritesOfLastBatch == 0 {
+	if mustBeSmall || isLarge || !j.isBatchingSwaps || j.unansweredWritesOfLastBatch == 0 || slices.ContainsFunc(j.writesAwaitingLedgerEntry, isWriteOfQuietNamespace) {
 		return 0
 	}
 	return j.lastBatchAnswerTime.Add(lastBatchAnswerTimeout).Sub(now)
+}
+
+func isWriteOfQuietNamespace(w *serviceStatusWriteTask) bool { return w.isOfQuietNamespace }
+
+// isFindingRefusedEntry says whether the next swaps find the entry that the API server refuses.
+func (j *ledgerWriter) isFindingRefusedEntry() bool {
+	return j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries
 }
 
 // recordStatusWriteAnswer counts the first answer, or the lack of one, to a status write.
@@ -153,10 +166,11 @@ func (r *ServiceWorker) reportLedgerFull() {
 		"ledger", r.ledgerLogName(), "pending", j.pendingWrites.CountPending(), "waiting", len(j.writesAwaitingLedgerEntry))
 }
 
-// takeNextBatch removes the writes of the next swap from writesAwaitingLedgerEntry: those with a
-// pending assignment in the object already, and others as long as there is room. Those of slow
-// namespaces wait: their entries would fill the object.
-func (j *ledgerWriter) takeNextBatch(slow *slowWriteTracker) []*serviceStatusWriteTask {
+// takeNextBatch removes the writes of the next swap from writesAwaitingLedgerEntry, among those
+// that it may take: those with a pending assignment in the object already, and others as long as
+// there is room. Namespaces take turns. Those of slow namespaces wait: their entries would fill the
+// object.
+func (j *ledgerWriter) takeNextBatch(slow *slowWriteTracker, mayTake func(*serviceStatusWriteTask) bool) []*serviceStatusWriteTask {
 	most := maxWritesPerSwap
 	if j.maxWritesWhileFindingRefused > 0 {
 		most = min(most, j.maxWritesWhileFindingRefused)
@@ -166,20 +180,43 @@ func (j *ledgerWriter) takeNextBatch(slow *slowWriteTracker) []*serviceStatusWri
 		most = 1
 	}
 	room, bytesLeft := j.remainingRoom()
-	var batch, rest []*serviceStatusWriteTask
-	for _, w := range j.writesAwaitingLedgerEntry {
+	var batch []*serviceStatusWriteTask
+	isInBatch := map[*serviceStatusWriteTask]bool{}
+	for _, w := range orderByNamespaceTurns(j.writesAwaitingLedgerEntry) {
+		if len(batch) == most {
+			break
+		}
 		shown, size := j.pendingWrites.AddressLedgerContainsService(w.service.Key), encodedSizeOfPending(w.pendingEntry())
-		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && (room <= 0 || bytesLeft < size || slow.isNamespaceSlow(w.service.Key.Namespace)) {
-			rest = append(rest, w)
+		if !mayTake(w) || w.ledgerEntryRefused && !again || !shown && (room <= 0 || bytesLeft < size || slow.isNamespaceSlow(w.service.Key.Namespace)) {
 			continue
 		}
 		if !shown {
 			room, bytesLeft = room-1, bytesLeft-size
 		}
 		batch = append(batch, w)
+		isInBatch[w] = true
 	}
-	j.writesAwaitingLedgerEntry = rest
+	j.writesAwaitingLedgerEntry = slices.DeleteFunc(j.writesAwaitingLedgerEntry, func(w *serviceStatusWriteTask) bool { return isInBatch[w] })
 	return batch
+}
+
+// orderByNamespaceTurns returns the writes in the order in which namespaces take turns.
+func orderByNamespaceTurns(writes []*serviceStatusWriteTask) []*serviceStatusWriteTask {
+	isOfOtherNamespace := func(w *serviceStatusWriteTask) bool {
+		return w.service.Key.Namespace != writes[0].service.Key.Namespace
+	}
+	if !slices.ContainsFunc(writes, isOfOtherNamespace) {
+		return writes
+	}
+	var turns namespaceTurns[*serviceStatusWriteTask]
+	for _, w := range writes {
+		turns.addItem(w.service.Key.Namespace, w)
+	}
+	out := make([]*serviceStatusWriteTask, 0, len(writes))
+	for turns.itemCount > 0 {
+		out = append(out, turns.takeItem())
+	}
+	return out
 }
 
 // isFull says whether staged writes need room in the object, and none of them fits.

@@ -2,13 +2,16 @@ package assign
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -28,6 +31,9 @@ var noisyTenantEdits = map[string]func(s *corev1.Service, i, n int){
 	"requests that cannot be read": func(s *corev1.Service, _, n int) {
 		s.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: fmt.Sprint("nonsense-", n)}
 	},
+	"addresses that are asked for on the network": func(s *corev1.Service, i, n int) {
+		s.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: fmt.Sprintf("10.1.%d.%d", n%2, i)}
+	},
 	"no address for which there is one": func(s *corev1.Service, i, n int) {
 		s.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: fmt.Sprintf("10.0.200.%d", (i+n)%100)}
 	},
@@ -42,6 +48,9 @@ func measureMeanWaitOfOthers(t *testing.T, edit func(s *corev1.Service, i, n int
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		probed, no := poolSpec("10.1.0.0/16"), false
+		probed.AutoAssign, probed.Gantry.Probe = &no, &v1beta1.PoolAcquireProbe{Quarantine: &metav1.Duration{Duration: time.Hour}}
+		s.SetPool("probed", probed)
 		for i := range 100 {
 			o := newLoadBalancer(fmt.Sprint("noisy", i))
 			o.Namespace = "tenant"
@@ -89,14 +98,63 @@ func measureMeanWaitOfOthers(t *testing.T, edit func(s *corev1.Service, i, n int
 }
 
 // TestTenantWhoEditsManyServicesSlowsOthersByAtMostHalf compares the wait of others in the same
-// run: their addresses come at least half as fast.
+// run: they wait at most half as long again.
 func TestTenantWhoEditsManyServicesSlowsOthersByAtMostHalf(t *testing.T) {
 	quiet := measureMeanWaitOfOthers(t, nil)
 	for name, edit := range noisyTenantEdits {
 		busy := measureMeanWaitOfOthers(t, edit)
 		t.Logf("%s: others wait %s, without the tenant %s", name, busy, quiet)
-		if busy > quiet*2 {
-			t.Errorf("a tenant edits 100 Services a second (%s): others wait %s for an address, without it %s; want at most twice as long", name, busy, quiet)
+		if busy*2 > quiet*3 {
+			t.Errorf("a tenant edits 100 Services a second (%s): others wait %s for an address, without it %s; want at most 1.5 times as long", name, busy, quiet)
 		}
 	}
+}
+
+// TestOthersTakeTurnsWithTenantWhoEditsManyServices has a tenant who edits 2,000 Services at once,
+// and then one Service each of three other namespaces. The controller has given these their
+// addresses when it has written only a few of the tenant's.
+func TestOthersTakeTurnsWithTenantWhoEditsManyServices(t *testing.T) {
+	const tenants, write = 2000, 20 * time.Millisecond
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		for i := range tenants {
+			o := newLoadBalancer(fmt.Sprint("noisy", i))
+			o.Namespace = "tenant"
+			s.CreateService(o)
+		}
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "watch" {
+				return apitest.Delivery{}
+			}
+			return apitest.Delivery{RequestDelay: write / 2, AnswerDelay: write / 2}
+		}, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(time.Minute)
+		for i := range tenants {
+			k := view.ObjectKey{Namespace: "tenant", Name: fmt.Sprint("noisy", i)}
+			s.EditService(k, func(o *corev1.Service) {
+				o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: fmt.Sprintf("10.0.%d.%d", 200+i/250, 1+i%250)}
+			})
+		}
+		time.Sleep(3 * write) // the first batch of the tenant is under way
+		before := s.CountWriteRequestsOfKind("service")
+		var others []view.ObjectKey
+		for _, namespace := range []string{"one", "two", "three"} {
+			o := newLoadBalancer("web")
+			o.Namespace = namespace
+			s.CreateService(o)
+			others = append(others, view.ObjectKey{Namespace: namespace, Name: "web"})
+		}
+		for len(others) > 0 {
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			others = slices.DeleteFunc(others, func(k view.ObjectKey) bool { return firstAddress(s.ServiceByKey(k)).IsValid() })
+		}
+		// Those that were in flight when the others came, those that end during the swap with their
+		// entries, and those that end until their statuses are written.
+		if n := s.CountWriteRequestsOfKind("service") - before; n > 4*maxTasksInFlight {
+			t.Errorf("the controller has written %d of %d Services of the tenant before those of others, want at most %d", n, tenants, 4*maxTasksInFlight)
+		}
+	})
 }

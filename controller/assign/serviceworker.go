@@ -331,6 +331,8 @@ type ledgerWriter struct {
 	lastBatchAnswerTime                      time.Time
 	// isBatchingSwaps says that Services come so fast that several should share a swap.
 	isBatchingSwaps bool
+	// recentWriters knows which namespaces have many writes.
+	recentWriters recentWriters
 	// swapInFlight says that a write of the object has not ended.
 	swapInFlight bool
 	// lastSwapStart is when the last swap began.

@@ -60,7 +60,7 @@ type apiTaskQueue struct {
 	// in flight.
 	endedTaskHandlerChannel chan taskResultHandler
 	// tasksAwaitingFreeSlot wait for a free place, writesAwaitingRetryTime for their time.
-	tasksAwaitingFreeSlot   []apiRequestTask
+	tasksAwaitingFreeSlot   namespaceTurns[apiRequestTask]
 	writesAwaitingRetryTime []*serviceStatusWriteTask
 	tasksInFlightCount      int
 	// slowWriteTracker knows the first attempts in flight.
@@ -78,16 +78,16 @@ func newAPITaskQueue(api WorkerAPI) *apiTaskQueue {
 
 // countUnfinishedTasks counts the tasks in flight and those that wait for a free place.
 func (q *apiTaskQueue) countUnfinishedTasks() int {
-	return q.tasksInFlightCount + len(q.tasksAwaitingFreeSlot)
+	return q.tasksInFlightCount + q.tasksAwaitingFreeSlot.itemCount
 }
 
 // countReadyTasks counts the tasks that wait for a free place, and not for their slow namespace.
 func (q *apiTaskQueue) countReadyTasks() int {
-	n := len(q.tasksAwaitingFreeSlot)
+	n := q.tasksAwaitingFreeSlot.itemCount
 	if q.slowWriteTracker.slowCount == 0 {
 		return n
 	}
-	for _, t := range q.tasksAwaitingFreeSlot {
+	for t := range q.tasksAwaitingFreeSlot.allItems() {
 		if q.mustWaitForNamespace(t) {
 			n--
 		}
@@ -101,9 +101,23 @@ func (q *apiTaskQueue) mustWaitForNamespace(t apiRequestTask) bool {
 	return is && !w.isSlowRetry && q.slowWriteTracker.isNamespaceSlow(w.service.Key.Namespace)
 }
 
-// enqueueTask runs a task as soon as there is a free place.
+// enqueueTask runs a task as soon as there is a free place and it is the turn of its namespace.
 func (q *apiTaskQueue) enqueueTask(t apiRequestTask) {
-	q.tasksAwaitingFreeSlot = append(q.tasksAwaitingFreeSlot, t)
+	q.tasksAwaitingFreeSlot.addItem(namespaceOfTask(t), t)
+}
+
+// namespaceOfTask returns the namespace of the Service that a task is about; empty for a task that
+// is about none.
+func namespaceOfTask(t apiRequestTask) string {
+	switch t := t.(type) {
+	case *serviceStatusWriteTask:
+		return t.service.Key.Namespace
+	case *goneOrUnservedCheckTask:
+		return t.service.Namespace
+	case *sharingCheckTask:
+		return t.service.Namespace
+	}
+	return ""
 }
 
 // enqueueWriteAt repeats a write once retryAt is over. The caller wakes the worker by then.
@@ -114,7 +128,13 @@ func (q *apiTaskQueue) enqueueWriteAt(w *serviceStatusWriteTask, retryAt time.Ti
 
 // dropAllButStatusWrites drops the waiting tasks, except for the writes of Services.
 func (q *apiTaskQueue) dropAllButStatusWrites() {
-	q.tasksAwaitingFreeSlot = slices.DeleteFunc(q.tasksAwaitingFreeSlot, func(t apiRequestTask) bool { _, is := t.(*serviceStatusWriteTask); return !is })
+	var writes namespaceTurns[apiRequestTask]
+	for q.tasksAwaitingFreeSlot.itemCount > 0 {
+		if w, is := q.tasksAwaitingFreeSlot.takeItem().(*serviceStatusWriteTask); is {
+			writes.addItem(namespaceOfTask(w), w)
+		}
+	}
+	q.tasksAwaitingFreeSlot = writes
 }
 
 // mayRetryWrite says whether the time for the next attempt has come. The writes whose last attempt
@@ -146,13 +166,11 @@ func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
 		return awake
 	})
 	q.slowWriteTracker.updateSlowWrites(now)
-	var waiting []apiRequestTask
-	for len(q.tasksAwaitingFreeSlot) > 0 && q.tasksInFlightCount-q.slowWriteTracker.countSlowWrites() < maxTasksInFlight {
-		t := q.tasksAwaitingFreeSlot[0]
-		q.tasksAwaitingFreeSlot[0] = nil
-		q.tasksAwaitingFreeSlot = q.tasksAwaitingFreeSlot[1:]
+	var waiting namespaceTurns[apiRequestTask]
+	for q.tasksAwaitingFreeSlot.itemCount > 0 && q.tasksInFlightCount-q.slowWriteTracker.countSlowWrites() < maxTasksInFlight {
+		t := q.tasksAwaitingFreeSlot.takeItem()
 		if q.mustWaitForNamespace(t) {
-			waiting = append(waiting, t)
+			waiting.addItem(namespaceOfTask(t), t)
 			continue
 		}
 		if w, is := t.(*serviceStatusWriteTask); is {
@@ -162,8 +180,12 @@ func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
 		q.startTask(ctx, t)
 		q.lastTaskStartOrEnd = now
 	}
-	if len(waiting) > 0 {
-		q.tasksAwaitingFreeSlot = append(waiting, q.tasksAwaitingFreeSlot...)
+	if waiting.itemCount > 0 {
+		for q.tasksAwaitingFreeSlot.itemCount > 0 {
+			t := q.tasksAwaitingFreeSlot.takeItem()
+			waiting.addItem(namespaceOfTask(t), t)
+		}
+		q.tasksAwaitingFreeSlot = waiting
 	}
 }
 
@@ -243,6 +265,9 @@ type serviceStatusWriteTask struct {
 	// batchNumberUntilFirstAnswer is the number of its batch until its first attempt has ended; 0
 	// for a write that needs no entry in the AddressLedger.
 	batchNumberUntilFirstAnswer int
+	// isOfQuietNamespace says that its namespace had few writes when it was staged, and another
+	// one had many.
+	isOfQuietNamespace bool
 	// clearsStatusOfUnservedService says that this controller does not serve the Service any more.
 	clearsStatusOfUnservedService, onlyChangesResourceVersion bool
 }

@@ -65,7 +65,7 @@ func (m *WorkerMetrics) collectors() []prometheus.Collector {
 // updateUnfinishedWorkGauge counts the unfinished work.
 func (r *ServiceWorker) updateUnfinishedWorkGauge() {
 	for state, n := range map[string]int{
-		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": len(r.apiTaskQueue.tasksAwaitingFreeSlot) + len(r.apiTaskQueue.writesAwaitingRetryTime), "Running": r.apiTaskQueue.tasksInFlightCount,
+		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": r.apiTaskQueue.tasksAwaitingFreeSlot.itemCount + len(r.apiTaskQueue.writesAwaitingRetryTime), "Running": r.apiTaskQueue.tasksInFlightCount,
 	} {
 		r.Metrics.unfinishedWorkByState.WithLabelValues(state).Set(float64(n))
 	}

@@ -29,9 +29,9 @@ type workQueue struct {
 	probesChanged bool
 }
 
-// serviceQueue is a list of Services, each once.
+// serviceQueue has Services, each once. Their namespaces take turns.
 type serviceQueue struct {
-	keys   []view.ObjectKey
+	keys   namespaceTurns[view.ObjectKey]
 	queued map[view.ObjectKey]struct{}
 }
 
@@ -43,15 +43,15 @@ func (q *serviceQueue) addKey(k view.ObjectKey) {
 		q.queued = map[view.ObjectKey]struct{}{}
 	}
 	q.queued[k] = struct{}{}
-	q.keys = append(q.keys, k)
+	q.keys.addItem(k.Namespace, k)
 }
 
 func (q *serviceQueue) takeKeys(n int) []view.ObjectKey {
-	n = min(n, len(q.keys))
-	out := q.keys[:n:n]
-	q.keys = q.keys[n:]
-	for _, k := range out {
+	out := make([]view.ObjectKey, 0, min(n, q.keys.itemCount))
+	for len(out) < cap(out) {
+		k := q.keys.takeItem()
 		delete(q.queued, k)
+		out = append(out, k)
 	}
 	return out
 }
@@ -197,5 +197,5 @@ func (b *workQueue) hasNoQueuedServices() bool { return b.countQueuedServices() 
 func (b *workQueue) countQueuedServices() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.changedServices.keys) + len(b.affectedServices.keys)
+	return b.changedServices.keys.itemCount + b.affectedServices.keys.itemCount
 }
