@@ -58,14 +58,19 @@ func (s *familyPool) hasQuotaFor(namespace string, n int) bool {
 	return !ok || s.heldCountByNamespace[namespace]+s.withheldCountByNamespace[namespace]+n <= limit
 }
 
-// countWithheldEntry adds n to the count of the namespace that caused the entry.
-func (s *familyPool) countWithheldEntry(w WithheldAddress, n int) {
-	namespace, ok := w.namespaceThatCausedIt()
-	if s.withheldCountByNamespace == nil || !ok {
+// updateWithheldCounts counts an address for the namespaces because of which it is withheld now,
+// and no longer for those because of which it was withheld before.
+func (s *familyPool) updateWithheldCounts(before, now []string) {
+	if s.withheldCountByNamespace == nil {
 		return
 	}
-	if s.withheldCountByNamespace[namespace] += n; s.withheldCountByNamespace[namespace] == 0 {
-		delete(s.withheldCountByNamespace, namespace)
+	for _, namespace := range before {
+		if s.withheldCountByNamespace[namespace]--; s.withheldCountByNamespace[namespace] == 0 {
+			delete(s.withheldCountByNamespace, namespace)
+		}
+	}
+	for _, namespace := range now {
+		s.withheldCountByNamespace[namespace]++
 	}
 }
 
@@ -253,9 +258,7 @@ func (m *poolIndex) shortNamespacePhraseForPools() string {
 func (l *Ledger) markHeldAndWithheldTaken(fresh map[*familyPool]bool) {
 	for a, entries := range l.withheldEntriesByAddress {
 		if st := l.currentPoolIndex.familyPoolCovering(a); fresh[st] {
-			for _, w := range entries {
-				st.countWithheldEntry(w, 1)
-			}
+			st.updateWithheldCounts(nil, namespacesThatCaused(entries))
 			if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
 				st.takenPositionTree.markTaken(at)
 			}

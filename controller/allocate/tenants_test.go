@@ -175,6 +175,24 @@ func TestWithheldAddressesCountInTheQuotaOfTheirNamespace(t *testing.T) {
 		w.wantDecision(w.editServiceAndCarryOutDecision("third"), "192.0.2.1", names.ReasonAssigned)
 		w.wantDecision(w.editServiceAndCarryOutDecision("fourth"), "", names.ReasonQuotaExceeded, exceeded)
 	})
+	t.Run("a probe of an address that cools down", func(t *testing.T) {
+		w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/28"), withQuota(2, nil), withCooldown(time.Hour)))
+		w.editServiceAndCarryOutDecision("web")
+		w.deleteService("web")
+		pool := func() *snapshot.Pool {
+			return editPool(newPool(t, "a", "192.0.2.0/28"), withQuota(2, nil), withCooldown(time.Hour), withAcquireProbe)
+		}
+		w.setPools(pool())
+		w.wantDecision(w.editServiceAndCarryOutDecision("web"), "", names.ReasonProbing, "192.0.2.0")
+		w.wantDecision(w.editServiceAndCarryOutDecision("second"), "", names.ReasonProbing, "192.0.2.1")
+		w.wantDecision(w.editServiceAndCarryOutDecision("third"), "", names.ReasonQuotaExceeded, exceeded)
+		// the counts are built anew
+		w.setPools(editPool(newPool(t, "a", "192.0.2.0/27"), withQuota(3, nil), withCooldown(time.Hour), withAcquireProbe))
+		w.wantDecision(w.editServiceAndCarryOutDecision("third"), "", names.ReasonProbing, "192.0.2.2")
+		w.wantDecision(w.editServiceAndCarryOutDecision("fourth"), "", names.ReasonQuotaExceeded, exceeded)
+		w.deleteService("web") // the address cools down on
+		w.wantDecision(w.editServiceAndCarryOutDecision("fourth"), "", names.ReasonQuotaExceeded, exceeded)
+	})
 	t.Run("a probe and a quarantine", func(t *testing.T) {
 		w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/28"), withQuota(1, nil), withAcquireProbe))
 		w.wantDecision(w.editServiceAndCarryOutDecision("web", withRequestedAddresses("192.0.2.5")), "", names.ReasonProbing)

@@ -39,13 +39,22 @@ func (w WithheldAddress) namespaceThatCausedIt() (string, bool) {
 	return w.ServiceThatMayHoldIt.Namespace, isCounted && w.ServiceThatMayHoldIt.Namespace != ""
 }
 
+// namespacesThatCaused returns the namespaces in whose quotas an address with these entries counts,
+// each once: an address that cools down and is probed is still one address.
+func namespacesThatCaused(entries []WithheldAddress) []string {
+	var out []string
+	for _, w := range entries {
+		if namespace, ok := w.namespaceThatCausedIt(); ok && !slices.Contains(out, namespace) {
+			out = append(out, namespace)
+		}
+	}
+	return out
+}
+
 // isWithheldBecauseOfNamespace says whether the address counts in the quota of the namespace
 // although no Service holds it.
 func (l *Ledger) isWithheldBecauseOfNamespace(a address, namespace string) bool {
-	return slices.ContainsFunc(l.withheldEntriesByAddress[a], func(w WithheldAddress) bool {
-		causedBy, ok := w.namespaceThatCausedIt()
-		return ok && causedBy == namespace
-	})
+	return slices.Contains(namespacesThatCaused(l.withheldEntriesByAddress[a]), namespace)
 }
 
 // hasSameCause says whether two entries have the same cause, so that the newer one replaces the
@@ -156,6 +165,7 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 	if l.removeWithheldEntries(a, w.hasSameCause) > 0 {
 		l.freedAddressesVersion++
 	}
+	countedBefore := namespacesThatCaused(l.withheldEntriesByAddress[a])
 	l.withheldEntriesByAddress[a] = append(l.withheldEntriesByAddress[a], w)
 	if w.Reason == names.ReasonProbing {
 		l.probingEntryCount++
@@ -176,7 +186,7 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 		l.addWithholdDeadline(withholdDeadline{w.WithheldUntil, a, w.Reason, w.ReservationOrForeignHost})
 	}
 	if st := l.currentPoolIndex.familyPoolCovering(a); st != nil {
-		st.countWithheldEntry(w, 1)
+		st.updateWithheldCounts(countedBefore, namespacesThatCaused(l.withheldEntriesByAddress[a]))
 		if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
 			st.takenPositionTree.markTaken(at)
 		}
@@ -186,16 +196,12 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 // removeWithheldEntries removes the matching entries of an address and returns how many these were.
 // It does not change whether the address is free.
 func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bool) int {
-	before := len(l.withheldEntriesByAddress[a])
+	before, countedBefore := len(l.withheldEntriesByAddress[a]), namespacesThatCaused(l.withheldEntriesByAddress[a])
 	rest := l.withheldEntriesByAddress[a][:0]
-	st := l.currentPoolIndex.familyPoolCovering(a)
 	for _, w := range l.withheldEntriesByAddress[a] {
 		if !match(w) {
 			rest = append(rest, w)
 			continue
-		}
-		if st != nil {
-			st.countWithheldEntry(w, -1)
 		}
 		if w.Reason == names.ReasonProbing {
 			l.probingEntryCount--
@@ -214,6 +220,9 @@ func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bo
 		if w.Reason != names.ReasonQuarantined && len(l.withheldAddressesByService[w.ServiceThatMayHoldIt]) == 0 {
 			delete(l.withheldAddressesByService, w.ServiceThatMayHoldIt)
 		}
+	}
+	if st := l.currentPoolIndex.familyPoolCovering(a); st != nil {
+		st.updateWithheldCounts(countedBefore, namespacesThatCaused(rest))
 	}
 	if l.withheldEntriesByAddress[a] = rest; len(rest) == 0 {
 		delete(l.withheldEntriesByAddress, a)
