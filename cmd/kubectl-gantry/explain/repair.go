@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -105,6 +106,9 @@ func (c serviceRepair) suggestCorrectAnnotation() string {
 		return fmt.Sprintf("kubectl -n %s edit service %s  # metadata.annotations", c.key.Namespace, c.key.Name)
 	}
 	wrong := unknown[0].Key
+	if value := c.service.Annotations[wrong]; len(value) > maxShownAnnotationBytes || strings.ContainsFunc(value, unicode.IsControl) {
+		return fmt.Sprintf("kubectl -n %s edit service %s  # metadata.annotations: rename %s to %s", c.key.Namespace, c.key.Name, wrong, unknown[0].NearestKnownKey)
+	}
 	return fmt.Sprintf("kubectl -n %s annotate service %s --overwrite %s- %s=%s", c.key.Namespace, c.key.Name, wrong, unknown[0].NearestKnownKey, quoteForShell(c.service.Annotations[wrong]))
 }
 

@@ -52,7 +52,7 @@ func explainRequestedHolder(c *serviceDiagnosis) names.Explanation {
 		if near := findSimilarNames(wanted, known); len(near) > 0 {
 			text = "; did you mean " + strings.Join(near, " or ") + "?"
 		}
-		return names.NewExplanation(names.ReasonHolderUnavailable, "there is no node %s: correct the annotation %s%s", wanted, names.AnnotationRequestedHolder, text)
+		return names.NewExplanation(names.ReasonHolderUnavailable, "there is no node %s: correct the annotation %s%s", shortenAnnotationValue(wanted), names.AnnotationRequestedHolder, text)
 	}
 	for i := range c.announcementFinding.NodeExplanations {
 		n := &c.announcementFinding.NodeExplanations[i]
@@ -61,6 +61,17 @@ func explainRequestedHolder(c *serviceDiagnosis) names.Explanation {
 		}
 	}
 	return names.Explanation{}
+}
+
+// maxShownAnnotationBytes bounds how much of an annotation is shown: it may have 256 KiB.
+const maxShownAnnotationBytes = 100
+
+// shortenAnnotationValue returns a value as it is if it is short, and its start in quotes if not.
+func shortenAnnotationValue(value string) string {
+	if len(value) > maxShownAnnotationBytes {
+		return names.QuoteShortened(value)
+	}
+	return value
 }
 
 // explainHolderWithoutRight names a node that answers although it should not: by

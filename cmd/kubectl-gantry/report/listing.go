@@ -41,7 +41,7 @@ func (p *Printer) PrintListing(l *Listing) error {
 		shown -= l.WideColumnCount
 	}
 	if l.Title != "" {
-		if _, err := fmt.Fprintln(p.Out, p.colorize(ansiBold, l.Title)); err != nil {
+		if _, err := fmt.Fprintln(p.Out, p.colorize(ansiBold, escapeUnprintable(l.Title))); err != nil {
 			return err
 		}
 	}
@@ -49,7 +49,11 @@ func (p *Printer) PrintListing(l *Listing) error {
 		w := tabwriter.NewWriter(p.Out, 0, 8, 3, ' ', 0)
 		fmt.Fprintln(w, strings.ToUpper(strings.Join(l.Columns[:shown], "\t")))
 		for _, row := range l.Rows {
-			fmt.Fprintln(w, strings.Join(row[:shown], "\t"))
+			var cells []string
+			for _, cell := range row[:shown] {
+				cells = append(cells, escapeUnprintable(cell))
+			}
+			fmt.Fprintln(w, strings.Join(cells, "\t"))
 		}
 		if err := w.Flush(); err != nil {
 			return fmt.Errorf("writing the table: %w", err)

@@ -5,7 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"sigs.k8s.io/yaml"
 
@@ -121,20 +125,56 @@ func (p *Printer) resultSymbol(r Result) string {
 	return p.colorize(ansiYellow, "?")
 }
 
+// escapeUnprintable returns the text with an escape for each character that cannot be seen. Texts
+// quote what owners of Services and other programs wrote, and a terminal obeys some characters:
+// they would change what somebody with more rights sees.
+func escapeUnprintable(text string) string {
+	if !strings.ContainsFunc(text, isUnprintable) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if isUnprintable(r) {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func isUnprintable(r rune) bool { return !unicode.IsPrint(r) }
+
+// escapeUnprintableInJSON writes the characters beyond ASCII that cannot be seen by the format of
+// an escape. The encoder of JSON has escaped those below already.
+func escapeUnprintableInJSON(text []byte, escape string) []byte {
+	var out []byte
+	for _, r := range string(text) {
+		if r < unicode.MaxASCII || !isUnprintable(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			out = fmt.Appendf(out, escape, unit)
+		}
+	}
+	return out
+}
+
 // PrintReport prints one Report.
 func (p *Printer) PrintReport(r *Report) error {
 	if p.Format == FormatJSON || p.Format == FormatYAML {
 		return p.PrintObject(r)
 	}
 	var b strings.Builder
-	b.WriteString(p.colorize(ansiBold, r.AnswerWithReason()) + "\n")
+	b.WriteString(p.colorize(ansiBold, escapeUnprintable(r.AnswerWithReason())) + "\n")
 	for _, g := range r.Checks {
 		if g.IsWideOnly && p.Format != FormatWide && g.Result == ResultWell {
 			continue
 		}
-		fmt.Fprintf(&b, "  %s %s", p.resultSymbol(g.Result), g.Name)
+		fmt.Fprintf(&b, "  %s %s", p.resultSymbol(g.Result), escapeUnprintable(g.Name))
 		if g.Text != "" {
-			b.WriteString(": " + g.Text)
+			b.WriteString(": " + escapeUnprintable(g.Text))
 		}
 		if g.Reason != "" && !strings.Contains(g.Text, "("+string(g.Reason)+")") {
 			fmt.Fprintf(&b, " (%s)", g.Reason)
@@ -144,7 +184,7 @@ func (p *Printer) PrintReport(r *Report) error {
 	if len(r.Repair) > 0 {
 		b.WriteString("To mend it:\n")
 		for _, line := range r.Repair {
-			b.WriteString("  " + line + "\n")
+			b.WriteString("  " + escapeUnprintable(line) + "\n")
 		}
 	}
 	if r.Documentation != "" {
@@ -160,6 +200,11 @@ func (p *Printer) PrintReport(r *Report) error {
 // PrintObject prints a value as JSON or YAML.
 func (p *Printer) PrintObject(o any) error {
 	text, err := json.MarshalIndent(o, "", "  ")
+	escape := `\u%04x`
+	if p.Format == FormatYAML {
+		escape = `\` + escape // as text: a YAML reader refuses some of these characters
+	}
+	text = escapeUnprintableInJSON(text, escape)
 	if err == nil && p.Format == FormatYAML {
 		text, err = yaml.JSONToYAML(text)
 	}

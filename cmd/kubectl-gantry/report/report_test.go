@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"unicode"
 )
 
 var exampleReport = Report{
@@ -86,5 +87,38 @@ func TestExitStatusOfEachResult(t *testing.T) {
 		if got := r.ExitStatus(); got != want {
 			t.Errorf("%s exits with %d, want %d", r, got, want)
 		}
+	}
+}
+
+// Texts quote what owners of Services wrote. A terminal must obey none of it.
+func TestUnprintableCharactersAreEscaped(t *testing.T) {
+	const hostile = "a\x1b[2Jb\rc\nd\u202ee\u200bf\u009bg\x7fh é…\U000e0001"
+	const harmless = `a\x1b[2Jb\rc\nd\u202ee\u200bf\u009bg\x7fh é…\U000e0001`
+	r := &Report{Answer: "answer " + hostile, Checks: []Check{{Name: "name " + hostile, Text: "text " + hostile}}, Repair: []string{"repair " + hostile}}
+	var out strings.Builder
+	p := Printer{Out: &out, Format: FormatTable}
+	if err := p.PrintReport(r); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.PrintListing(&Listing{Title: "title " + hostile, Columns: []string{"x"}, Rows: [][]string{{"cell " + hostile}}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"answer ", "name ", "text ", "repair ", "title ", "cell "} {
+		if !strings.Contains(out.String(), what+harmless) {
+			t.Errorf("the %sis not printed as %s: %q", what, harmless, out.String())
+		}
+	}
+	for _, format := range []Format{FormatJSON, FormatYAML} {
+		out.Reset()
+		p.Format = format
+		if err := p.PrintReport(r); err != nil || strings.ContainsFunc(out.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }) {
+			t.Errorf("%s: %v, and the terminal obeys %q", format, err, out.String())
+		}
+	}
+	out.Reset()
+	p.Format = FormatJSON
+	var back Report
+	if err := p.PrintReport(r); err != nil || json.Unmarshal([]byte(out.String()), &back) != nil || back.Answer != r.Answer {
+		t.Errorf("JSON gives %v and the answer %q, want %q", err, back.Answer, r.Answer)
 	}
 }
