@@ -66,7 +66,7 @@ func installCRDsNamespaceAndPolicies(ctx context.Context, t testing.TB, config *
 	if err := c.Create(ctx, ns); err != nil {
 		t.Fatalf("creating the namespace: %v", err)
 	}
-	for _, file := range []string{"policy/policy.yaml", "policy/speakers.yaml"} {
+	for _, file := range []string{"policy/policy.yaml", "policy/controller.yaml", "policy/speakers.yaml"} {
 		createObjectsOfConfigFile(ctx, t, c, file)
 	}
 }

@@ -198,6 +198,7 @@ func testSpeakersDeleteOnlyWhatAnnouncesServicesOfDeadNodes(t *testing.T, admin 
 	for kind, k := range speakerObjectKinds() {
 		o := k.newObject(h.victimNode)
 		h.checkAccepted(kind+": creating it", h.victim.Create(t.Context(), o))
+		h.checkRefused(kind+": deleting all at once", h.thief.DeleteAllOf(t.Context(), k.newObject(h.victimNode), client.InNamespace(names.DefaultNamespace)))
 		err := h.thief.Delete(t.Context(), o)
 		if kind == "ServiceL2Status" || kind == "ServiceBGPStatus" {
 			h.checkAccepted(kind+": deleting that of another node", err)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,11 +20,11 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// speakerServiceAccount is the service account of the speakers.
-const speakerServiceAccount = "gantry-speaker"
+// The service accounts of the speakers and of the controller.
+const speakerServiceAccount, controllerServiceAccount = "gantry-speaker", "gantry-controller"
 
-// errPolicyNotInForce means that a speaker may still write objects of other nodes.
-var errPolicyNotInForce = errors.New("a speaker may write the object of another node")
+// errPolicyNotInForce means that a service account may still write what a policy refuses.
+var errPolicyNotInForce = errors.New("a service account may write what the policy refuses")
 
 // CreateSpeakerPodAndToken creates a Pod of a speaker on a node, and returns a client configuration
 // with the token that the kubelet would give to this Pod. The speaker has the rights of
@@ -59,14 +60,38 @@ func CreateSpeakerPodAndToken(t testing.TB, admin *rest.Config, node string) *re
 // which is bound to the object unless that is nil.
 func CreateSpeakerToken(t testing.TB, admin *rest.Config, bound *authenticationv1.BoundObjectReference) *rest.Config {
 	t.Helper()
+	return createServiceAccountToken(t, admin, speakerServiceAccount, bound)
+}
+
+// CreateControllerToken returns a client configuration with a token of the controller's service
+// account. It has the rights of config/rbac, and the policies apply to it when this function
+// returns.
+func CreateControllerToken(t testing.TB, admin *rest.Config) *rest.Config {
+	t.Helper()
+	for _, file := range []string{"rbac/controller.yaml", "rbac/bgp.yaml"} {
+		CreateObjectsOfConfigFile(t, admin, file)
+	}
+	config := createServiceAccountToken(t, admin, controllerServiceAccount, nil)
+	refused := &coordinationv1.Lease{}
+	refused.Namespace, refused.Name = names.DefaultNamespace, "a-lease-of-another-program"
+	ctx, cancel := context.WithTimeout(t.Context(), apiServerStartTimeout)
+	defer cancel()
+	awaitPolicyRefusal(ctx, t, config, "gantry-controller-objects", refused)
+	return config
+}
+
+// createServiceAccountToken returns a client configuration with a token of a service account, which
+// is bound to the object unless that is nil.
+func createServiceAccountToken(t testing.TB, admin *rest.Config, account string, bound *authenticationv1.BoundObjectReference) *rest.Config {
+	t.Helper()
 	clients, err := kubernetes.NewForConfig(admin)
 	if err != nil {
 		t.Fatalf("creating a client: %v", err)
 	}
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound}}
-	token, err := clients.CoreV1().ServiceAccounts(names.DefaultNamespace).CreateToken(t.Context(), speakerServiceAccount, request, metav1.CreateOptions{})
+	token, err := clients.CoreV1().ServiceAccounts(names.DefaultNamespace).CreateToken(t.Context(), account, request, metav1.CreateOptions{})
 	if err != nil {
-		t.Fatalf("creating a token for %s: %v", speakerServiceAccount, err)
+		t.Fatalf("creating a token for %s: %v", account, err)
 	}
 	config := rest.AnonymousClientConfig(admin)
 	config.BearerToken, config.QPS = token.Status.Token, -1
@@ -77,10 +102,6 @@ func CreateSpeakerToken(t testing.TB, admin *rest.Config, bound *authenticationv
 // object and an event about another node: it takes a moment to see all three.
 func awaitSpeakerPolicies(t testing.TB, config *rest.Config) {
 	t.Helper()
-	c, err := client.New(config, client.Options{})
-	if err != nil {
-		t.Fatalf("creating a client: %v", err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), apiServerStartTimeout)
 	defer cancel()
 	const otherNode = "a-node-without-speaker"
@@ -95,15 +116,25 @@ func awaitSpeakerPolicies(t testing.TB, config *rest.Config) {
 	}
 	e.Namespace, e.Name = metav1.NamespaceDefault, otherNode
 	for policy, refused := range map[string]client.Object{"gantry-speaker-objects": o, "gantry-speaker-events": e} {
-		retryUntilNoErrorOrProgramEnds(ctx, t, nil, func() error {
-			err := c.Create(ctx, refused.DeepCopyObject().(client.Object), client.DryRunAll)
-			if err == nil {
-				return errPolicyNotInForce
-			}
-			if strings.Contains(err.Error(), "ValidatingAdmissionPolicy '"+policy+"'") {
-				return nil
-			}
-			return err
-		})
+		awaitPolicyRefusal(ctx, t, config, policy, refused)
 	}
+}
+
+// awaitPolicyRefusal waits until a policy refuses that an object is created.
+func awaitPolicyRefusal(ctx context.Context, t testing.TB, config *rest.Config, policy string, refused client.Object) {
+	t.Helper()
+	c, err := client.New(config, client.Options{})
+	if err != nil {
+		t.Fatalf("creating a client: %v", err)
+	}
+	retryUntilNoErrorOrProgramEnds(ctx, t, nil, func() error {
+		err := c.Create(ctx, refused.DeepCopyObject().(client.Object), client.DryRunAll)
+		if err == nil {
+			return errPolicyNotInForce
+		}
+		if strings.Contains(err.Error(), "ValidatingAdmissionPolicy '"+policy+"'") {
+			return nil
+		}
+		return err
+	})
 }
