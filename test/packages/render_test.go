@@ -178,10 +178,15 @@ func TestKustomizeNamespaceReachesPolicyParameter(t *testing.T) {
 	if got, _, _ := unstructured.NestedString(binding, "spec", "paramRef", "namespace"); got != "elsewhere" {
 		t.Errorf("the policy allows namespace %q, want elsewhere", got)
 	}
+	binding = objects["admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding  gantry-controller-objects"]
+	if got, _, _ := unstructured.NestedString(binding, "spec", "matchResources", "namespaceSelector", "matchLabels", "kubernetes.io/metadata.name"); got != "elsewhere" {
+		t.Errorf("the policy about the controller holds in namespace %q, want elsewhere", got)
+	}
 }
 
-// Without these policies, the token of one node could write what other nodes report.
-func TestEveryPackageLimitsSpeakersToTheirNode(t *testing.T) {
+// Without these policies, the token of one node could write what other nodes report, and that of
+// the controller could make tokens of other accounts.
+func TestEveryPackageLimitsWhatTheProgramsWrite(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	check := func(how, text string, err error) {
 		t.Helper()
@@ -189,7 +194,7 @@ func TestEveryPackageLimitsSpeakersToTheirNode(t *testing.T) {
 			t.Fatal(err)
 		}
 		objects := indexObjectsByName(t, text)
-		for _, name := range []string{"gantry-speaker-objects", "gantry-speaker-events"} {
+		for _, name := range []string{"gantry-controller-objects", "gantry-speaker-objects", "gantry-speaker-events"} {
 			policy := objects["admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy  "+name]
 			if rule, _, _ := unstructured.NestedString(policy, "spec", "failurePolicy"); rule != "Fail" {
 				t.Errorf("%s: the policy %s fails with %q, want Fail", how, name, rule)

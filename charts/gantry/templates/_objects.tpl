@@ -7,7 +7,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- range regexSplit "(?m)^---$" (toString $text) -1 }}
 {{- $o := dict "root" $.root "object" (fromYaml .) }}
 {{- if include "gantry.isWanted" $o }}
-{{- range list "namespace" "names" "labels" "passwords" "webhook" "monitoring" "networkPolicy" }}
+{{- range list "webhookRights" "namespace" "names" "labels" "passwords" "webhook" "monitoring" "networkPolicy" }}
 {{- $_ := include (printf "gantry.change.%s" .) $o }}
 {{- end }}
 ---
@@ -41,6 +41,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- range .webhooks }}{{ $_ := set .clientConfig.service "namespace" $namespace }}{{ end }}
 {{- if eq .kind "ValidatingAdmissionPolicyBinding" }}
 {{- with .spec.paramRef }}{{ $_ := set . "namespace" $namespace }}{{ end }}
+{{- with .spec.matchResources }}{{ $_ := set .namespaceSelector.matchLabels "kubernetes.io/metadata.name" $namespace }}{{ end }}
 {{- end }}
 {{- if eq .kind "ConfigMap" }}{{ $_ := set .data "namespaces" (join "," $root.Values.otherConfigurationNamespaces) }}{{ end }}
 {{- end }}
@@ -68,8 +69,10 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- if hasPrefix "ValidatingAdmissionPolicy" .kind }}
 {{- with .spec.policyName }}{{ $_ := set $.object.spec "policyName" (regexReplaceAll "^gantry" . $name) }}{{ end }}
 {{- with .spec.paramRef }}{{ $_ := set . "name" (regexReplaceAll "^gantry" .name $name) }}{{ end }}
-{{- range .spec.matchConditions }}
-{{- $_ := set . "expression" (.expression | replace ":gantry-speaker" (printf ":%s" (include "gantry.serviceAccount" (list $root "speaker")))) }}
+{{- range $condition := .spec.matchConditions }}
+{{- range $component := list "controller" "speaker" }}
+{{- $_ := set $condition "expression" ($condition.expression | replace (printf ":gantry-%s" $component) (printf ":%s" (include "gantry.serviceAccount" (list $root $component)))) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -87,6 +90,15 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- with .root.Values.bgp.passwordSecrets }}
 {{- range $.object.rules }}
 {{- if and (hasKey . "resources") (has "secrets" (.resources | default list)) (eq (join "," .verbs) "get") }}{{ $_ := set . "resourceNames" $.root.Values.bgp.passwordSecrets }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What the controller may do for the webhook, beside the rights in its namespace. */}}
+{{- define "gantry.change.webhookRights" -}}
+{{- if and .root.Values.webhook.enabled (eq .object.kind "ClusterRole") (eq .object.metadata.name "gantry-controller") }}
+{{- range fromYamlArray (.root.Files.Get "files/components/webhook/clusterrole.yaml") }}
+{{- $_ := set $.object "rules" (append $.object.rules .value) }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -122,7 +134,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- $_ := set .spec "podMetricsEndpoints" .spec.endpoints }}
 {{- $_ := unset .spec "endpoints" }}
 {{- end }}
-{{- else if hasSuffix "-metrics-reader" (toString (.roleRef | default dict).name) }}
+{{- else if and $values.enabled (hasSuffix "-metrics-reader" (toString (.roleRef | default dict).name)) }}
 {{- $_ := set . "subjects" (list (dict "kind" "ServiceAccount" "name" $values.rbac.serviceAccountName "namespace" $values.rbac.serviceAccountNamespace)) }}
 {{- else if eq .kind "PrometheusRule" }}
 {{- $_ := include "gantry.change.alerts" (dict "values" $values.rules "groups" .spec.groups) }}
