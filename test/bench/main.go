@@ -63,6 +63,7 @@ var benchmarks = []struct {
 	{"latency", measureAssignmentAtCreationRates},
 	{"crowds", measureBulkCreation},
 	{"toggles", measureAssignmentDuringPortToggles},
+	{"tenant", measureAssignmentBesideEditingTenant},
 	{"explain", measureKubectlGantryExplain},
 	{"moves", measureAssignmentFailoverAndHandover},
 	{"firstanswer", measureFirstAnswer},
