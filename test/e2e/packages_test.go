@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,19 +13,25 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
 // TestInstallAndUninstallByEveryPackage installs Gantry in each way that the README describes, with
-// the programs of the container image, checks it, and uninstalls it. At the end it reads the audit
-// log: no request of the service accounts was denied, and no right was unused.
+// the programs of the container image, checks it, and uninstalls it. ARP, NDP, BGP, BFD and the
+// steering around dead nodes run under the default seccomp profile. At the end the test reads the
+// audit log: no request of the service accounts was denied, and no right of any overlay was unused.
 func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 2, GantryBinDir: unpackImage(t), AuditedNamespace: names.DefaultNamespace})
+	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
+		t.Skip(m)
+	}
+	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 2, Families: lab.DualStack, GantryBinDir: unpackImage(t), AuditedNamespace: names.DefaultNamespace})
 	failOnError(t, s.ApplyManifests(ctx, fakePrometheusOperatorCRDsManifest))
 	failOnError(t, s.ApplyManifests(ctx, backendManifest))
+	failOnError(t, s.RouterOnHost("router", router.FRR).StartWithConfig(ctx, readFRRConfigFromDocs(t)+frrBFDConfig+"router bgp 65000\n neighbor nodes password p\n"))
 	t.Run("dist/gantry.yaml", func(t *testing.T) {
 		text, err := packages.RenderKustomize(ctx, "default")
 		failOnError(t, err)
@@ -37,13 +44,15 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 			checkWhetherServiceAccountMay(ctx, t, s, account, "watch secrets", "no")
 		}
 		checkNoEndpointsReported(ctx, t, s)
+		checkProbedServiceReachable(ctx, t, s)
+		awaitBGPSessionBFDStates(ctx, t, s, "node1 router Up Watched", "node2 router Up Watched")
 		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "delete", "bgppeer", "router")
 		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=3m")
 		runKubectl(ctx, t, s, text, "delete", "-f", "-")
 		checkNoInstalledObjectLeft(ctx, t, s)
 	})
 	for overlay, check := range map[string]func(context.Context, *testing.T, *cluster.Cluster){
-		"l2-only": checkNoAccessToSecrets, "prometheus": checkMetricsEndpoints, "webhook": checkWebhookRefusals,
+		"l2-only": checkNoAccessToSecrets, "continuity": checkSteeringAroundDeadNode, "prometheus": checkMetricsEndpoints, "webhook": checkWebhookRefusals,
 	} {
 		t.Run("config/"+overlay, func(t *testing.T) {
 			dir := filepath.Join(lab.RepositoryRoot(), "config", overlay)
@@ -55,38 +64,44 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 			checkNoInstalledObjectLeft(ctx, t, s)
 		})
 	}
-	t.Run("config/webhook is uninstalled with config/default", func(t *testing.T) { testWebhookGoesWithDefaultInstallation(ctx, t, s) })
+	t.Run("all overlays are uninstalled with config/default", func(t *testing.T) { testOverlaysGoWithDefaultInstallation(ctx, t, s) })
 	t.Run("charts/gantry", func(t *testing.T) { testHelmChartInstallsAndUninstalls(ctx, t, s) })
 	checkRBACMatchesAuditLog(t, filepath.Join(s.Dir(), "logs", "audit.log"))
 }
 
-// testWebhookGoesWithDefaultInstallation installs the webhook, and uninstalls the default
-// installation. The webhook's configuration goes with its Namespace, and a new installation takes a
-// pool.
-func testWebhookGoesWithDefaultInstallation(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testOverlaysGoWithDefaultInstallation installs the overlays one over the other, and uninstalls
+// the default installation. Nothing of the overlays is left: the webhook's configuration goes with
+// its Namespace, and a new installation takes a pool.
+func testOverlaysGoWithDefaultInstallation(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	dir := filepath.Join(lab.RepositoryRoot(), "config")
-	runKubectl(ctx, t, s, "", "apply", "-k", filepath.Join(dir, "webhook"))
+	for _, overlay := range []string{"prometheus", "continuity", "l2-only", "webhook"} {
+		runKubectl(ctx, t, s, "", "apply", "-k", filepath.Join(dir, overlay))
+	}
 	failOnError(t, s.AwaitGantryRollout(ctx))
 	applyAndCheckFirstService(ctx, t, s, "refused")
 	runKubectl(ctx, t, s, "", "delete", "-k", filepath.Join(dir, "default"))
 	runKubectl(ctx, t, s, "", "wait", "validatingwebhookconfiguration/gantry-webhook", "--for=delete", "--timeout=1m")
+	checkNoInstalledObjectLeft(ctx, t, s)
 	runKubectl(ctx, t, s, "", "apply", "-k", filepath.Join(dir, "default"))
 	failOnError(t, s.AwaitGantryRollout(ctx))
 	applyAndCheckFirstService(ctx, t, s, "accepted")
-	runKubectl(ctx, t, s, "", "delete", "-k", filepath.Join(dir, "webhook"), "--ignore-not-found")
+	runKubectl(ctx, t, s, "", "delete", "-k", filepath.Join(dir, "default"))
 	checkNoInstalledObjectLeft(ctx, t, s)
 }
 
-// backendManifest is the backend of every Service in this test.
+// backendManifest is the backend of every Service in this test, with a Pod on each node.
 const backendManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
 spec:
+  replicas: 2
   selector: {matchLabels: {app: web}}
   template:
     metadata: {labels: {app: web}}
     spec:
       terminationGracePeriodSeconds: 1
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}
       containers:
       - {name: web, image: web, ports: [{containerPort: 80}]}
 `
@@ -124,12 +139,12 @@ spec: {communities: [{name: vpn-only, value: "1234:1"}]}
 apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
-spec: {receiveInterval: 300}
+spec: {receiveInterval: 200, transmitInterval: 200, detectMultiplier: 15}
 ---
 apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: router, namespace: metallb-system}
-spec: {myASN: 64500, peerASN: 64501, peerAddress: 192.168.0.1, bfdProfile: fast, passwordSecret: {name: router-password}}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, bfdProfile: fast, passwordSecret: {name: router-password}}
 ---
 apiVersion: v1
 kind: Secret
@@ -190,6 +205,39 @@ func checkNoEndpointsReported(ctx context.Context, t *testing.T, s *cluster.Clus
 	runKubectl(ctx, t, s, "", "delete", "service", "unserved")
 }
 
+// checkProbedServiceReachable checks that clients reach a Service with addresses of both families,
+// for which nodes have asked on the network first.
+func checkProbedServiceReachable(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	t.Helper()
+	failOnError(t, s.ApplyManifests(ctx, poolWithProbeAndUsedAddressesManifest+`---
+apiVersion: v1
+kind: Service
+metadata: {name: probed, annotations: {metallb.io/address-pool: asking}}
+spec: {type: LoadBalancer, ipFamilyPolicy: RequireDualStack, selector: {app: web}, ports: [{port: 80}]}
+`))
+	addresses, err := s.AwaitServiceAddressCount(ctx, "default", "probed", 2)
+	failOnError(t, err)
+	for _, a := range addresses {
+		_, err = s.FetchURLUntilSuccess(ctx, "client", "http://"+netip.AddrPortFrom(a, 80).String()+"/")
+		failOnError(t, err)
+	}
+	runKubectl(ctx, t, s, "", "delete", "service", "probed")
+}
+
+// checkSteeringAroundDeadNode kills a node. The other one steers connections around it until it
+// returns, and corrects what its speaker wrote.
+func checkSteeringAroundDeadNode(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	awaitBGPSessionBFDStates(ctx, t, s, "node1 router Up Watched", "node2 router Up Watched")
+	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", "steered", "--port=80", "--type=LoadBalancer")
+	checkFirstPoolAddressReachable(ctx, t, s, "steered")
+	failOnError(t, s.KillNode(ctx, "node2"))
+	failOnError(t, awaitTable(ctx, s, "node1"))
+	runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "wait", "speakerstatus/node2", "--for=condition="+names.ConditionSpeakerReady+"=False", "--timeout=1m")
+	failOnError(t, s.ReviveNode(ctx, "node2"))
+	failOnError(t, s.AwaitGantryRollout(ctx))
+	runKubectl(ctx, t, s, "", "delete", "service", "steered")
+}
+
 // checkFirstPoolAddressReachable checks that the Service has the first address of the pool and that
 // a client reaches it.
 func checkFirstPoolAddressReachable(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
@@ -206,7 +254,8 @@ func checkFirstPoolAddressReachable(ctx context.Context, t *testing.T, s *cluste
 // checkNoInstalledObjectLeft checks that the cluster has no object of the installation any more.
 func checkNoInstalledObjectLeft(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	t.Helper()
-	out := runKubectl(ctx, t, s, "", "get", "-o", "name", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,validatingwebhookconfigurations")
+	out := runKubectl(ctx, t, s, "", "get", "-o", "name", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,"+
+		"validatingwebhookconfigurations,mutatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings,priorityclasses")
 	for _, line := range strings.Fields(out) {
 		if strings.Contains(line, "gantry") || strings.Contains(line, "metallb") {
 			t.Errorf("%s is left after the uninstallation", line)
