@@ -22,8 +22,6 @@ type AnnouncementExpectation struct {
 	// Explanation has ReasonAnnounced if somebody should announce each address, and otherwise why
 	// nobody does.
 	names.Explanation
-	// MissingAddresses are the addresses that nobody should announce.
-	MissingAddresses []netip.Addr
 	NodeExplanations []advertise.NodeExplanation
 	// Sessions are the BGP sessions that should carry the Service, from nodes that announce
 	// something at all.
@@ -65,13 +63,13 @@ func (e *Explainer) ExpectAnnouncement(ctx context.Context, config *configuratio
 		return nil, err
 	}
 	if why.Reason != names.ReasonNotAnnounced {
-		out.Explanation, out.MissingAddresses = why, v.AssignedAddresses
+		out.Explanation = why
 		return out, nil
 	}
 	return out, r.expectEachAddress(ctx, config, v, &endpoints, reports, out)
 }
 
-// expectEachAddress says which of several addresses nobody should announce, although somebody
+// expectEachAddress says whether nobody should announce one of several addresses, although somebody
 // should announce the Service.
 func (r *announcementStateReader) expectEachAddress(ctx context.Context, config *configurationreader.Configuration, v *view.Service, endpoints *view.Endpoints, reports *speakerReports, out *AnnouncementExpectation) error {
 	out.Explanation = names.NewExplanation(names.ReasonAnnounced, "announced")
@@ -85,7 +83,7 @@ func (r *announcementStateReader) expectEachAddress(ctx context.Context, config 
 			return err
 		}
 		if why.Reason != names.ReasonNotAnnounced {
-			out.Explanation, out.MissingAddresses = why, append(out.MissingAddresses, a)
+			out.Explanation = why
 		}
 	}
 	return nil

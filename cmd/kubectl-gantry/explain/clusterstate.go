@@ -32,8 +32,6 @@ type ClusterState struct {
 	SpeakerStatusByNode map[string]*v1alpha1.SpeakerStatusStatus
 	// Layer2Statuses say which node answers for which address.
 	Layer2Statuses []v1beta1.ServiceL2Status
-	// BGPSessions are those that the speakers report.
-	BGPSessions []v1alpha1.BGPSession
 	// Announcements explains by the objects of this state.
 	Announcements *announcedcondition.Explainer
 }
@@ -70,7 +68,7 @@ func (s *ClusterState) WithEdits(ctx context.Context, edits []objects.ObjectEdit
 
 func newClusterState(ctx context.Context, o *overview, previous *snapshot.Snapshot) (*ClusterState, error) {
 	e := o.Explainer
-	out := &ClusterState{explainer: e, GantryServices: o.gantryServices, SpeakerStatusByNode: o.installation.speakerStatusByNode, BGPSessions: o.sessions}
+	out := &ClusterState{explainer: e, GantryServices: o.gantryServices, SpeakerStatusByNode: o.installation.speakerStatusByNode}
 	var err error
 	if out.Configuration, err = readConfigurationAfter(ctx, e, previous); err != nil {
 		return nil, err
