@@ -178,7 +178,18 @@ func TestChangesAreTheDocumentedAnnotationsAndFields(t *testing.T) {
 	if r := pool.Spec.Gantry.Retire; !slices.Equal(r.Addresses, []string{"192.0.2.0/31"}) || r.ServicesPerMinute != 10 {
 		t.Errorf("the pool retires %+v", r)
 	}
-	op, err := undrainNode1(t.Context(), o)
+	op, err := o.RetirePool(t.Context(), "office", RetirementSettings{})
+	if err == nil {
+		err = o.ApplyChanges(t.Context(), op)
+	}
+	whole := &v1beta1.IPAddressPool{}
+	if err == nil {
+		err = o.API.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: "office"}, whole)
+	}
+	if err != nil || whole.Spec.Gantry.Retire == nil || len(whole.Spec.Gantry.Retire.Addresses) > 0 {
+		t.Errorf("%v: the whole pool is to be retired, and it has %+v", err, whole.Spec.Gantry)
+	}
+	op, err = undrainNode1(t.Context(), o)
 	if err == nil {
 		err = o.ApplyChanges(t.Context(), op)
 	}

@@ -106,14 +106,20 @@ func (d *DryRunner) DryRunEdit(ctx context.Context, current client.Object, chang
 	if err != nil {
 		return EditedObject{}, fmt.Errorf("encoding the change: %w", err)
 	}
-	before, err := toUnstructured(current, d.API.Scheme())
+	var changes map[string]any
+	if err := json.Unmarshal(data, &changes); err != nil {
+		return EditedObject{}, fmt.Errorf("encoding the change: %w", err)
+	}
+	kinds, _, err := d.API.Scheme().ObjectKinds(current)
 	if err != nil {
 		return EditedObject{}, err
 	}
-	merged, err := toUnstructured(changed, d.API.Scheme())
-	if err != nil {
-		return EditedObject{}, err
+	before := &unstructured.Unstructured{}
+	before.SetGroupVersionKind(kinds[0])
+	if err := d.API.Get(ctx, client.ObjectKeyFromObject(current), before); err != nil {
+		return EditedObject{}, fmt.Errorf("reading %s: %w", current.GetName(), err)
 	}
+	merged := &unstructured.Unstructured{Object: mergeJSON(before.DeepCopy().Object, changes)}
 	return d.dryRunPatch(ctx, before, merged, client.RawPatch(types.MergePatchType, data), EditedObject{Object: nameObject(before)})
 }
 
@@ -332,20 +338,6 @@ func (d *DryRunner) toTyped(u *unstructured.Unstructured) (client.Object, error)
 		return nil, fmt.Errorf("%T is no object with metadata", o)
 	}
 	return typed, nil
-}
-
-func toUnstructured(o client.Object, scheme *runtime.Scheme) (*unstructured.Unstructured, error) {
-	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
-	if err != nil {
-		return nil, fmt.Errorf("encoding %s: %w", o.GetName(), err)
-	}
-	out := &unstructured.Unstructured{Object: content}
-	kinds, _, err := scheme.ObjectKinds(o)
-	if err != nil {
-		return nil, err
-	}
-	out.SetGroupVersionKind(kinds[0])
-	return out, nil
 }
 
 // nameObject names the kind, the namespace and the name of an object.

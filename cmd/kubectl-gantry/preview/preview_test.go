@@ -224,15 +224,18 @@ func previewTestEdit(t *testing.T, api client.WithWatch, tc previewCase) *Previe
 		}
 		edited = append(edited, o)
 	}
-	e := explain.NewExplainer(explain.ExplainerOptions{
-		ObjectReader: objects.NewReader(api, explain.LabelsFuncByIndex), GantryNamespace: names.DefaultNamespace,
-		Now: func() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }, ShowProgress: func(string) {},
-	})
-	p, err := PreviewEdit(t.Context(), e, edited)
+	p, err := PreviewEdit(t.Context(), newTestExplainer(api), edited)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+func newTestExplainer(api client.WithWatch) *explain.Explainer {
+	return explain.NewExplainer(explain.ExplainerOptions{
+		ObjectReader: objects.NewReader(api, explain.LabelsFuncByIndex), GantryNamespace: names.DefaultNamespace,
+		Now: func() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }, ShowProgress: func(string) {},
+	})
 }
 
 // describeEffects has one line for each effect.
@@ -303,5 +306,27 @@ func TestPreviewListsChangedFieldsAndHidesSecrets(t *testing.T) {
 	text := strings.Join(all, "\n")
 	if !strings.Contains(text, `spec.addresses: ["192.168.0.201-192.168.0.202"] -> ["192.168.0.201/32"]`) || strings.Contains(text, "hidden-word") {
 		t.Errorf("the changes are\n%s", text)
+	}
+}
+
+// TestDryRunOfOneChangeIsPreviewed drains a node, as kubectl gantry drain does.
+func TestDryRunOfOneChangeIsPreviewed(t *testing.T) {
+	api := newFakeAPI(t, interceptor.Funcs{})
+	var node corev1.Node
+	if err := api.Get(t.Context(), client.ObjectKey{Name: "node1"}, &node); err != nil {
+		t.Fatal(err)
+	}
+	runner := &DryRunner{API: api, GantryNamespace: names.DefaultNamespace}
+	o, err := runner.DryRunEdit(t.Context(), &node, func(o client.Object) { o.SetAnnotations(map[string]string{names.AnnotationDrainNode: ""}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Action != ActionConfigured || len(o.Changes) != 1 || o.Changes[0].String() != `metadata.annotations.gantry.dev/drain: (none) -> ""` {
+		t.Errorf("the change is %+v", o)
+	}
+	p, err := PreviewEdit(t.Context(), newTestExplainer(api), []EditedObject{o})
+	want := []string{"HolderChanges Service default/web  192.168.0.201 node1 > node2", "RouteVanishes BGPPeer tor  192.168.0.201/32 node1"}
+	if err != nil || !slices.Equal(describeEffects(p), want) {
+		t.Errorf("%v, %q, want %q", err, describeEffects(p), want)
 	}
 }
