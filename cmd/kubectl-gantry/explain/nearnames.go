@@ -47,12 +47,21 @@ func (e *Explainer) ListNamesForCompletion(ctx context.Context, kind, namespace 
 	return out
 }
 
-// maxSimilarNames is how many near names are suggested.
-const maxSimilarNames = 3
+const (
+	// maxSimilarNames is how many near names are suggested.
+	maxSimilarNames = 3
+	// maxNameLetters is how long the name of an object can be (a DNS name, RFC 1123). A value of an
+	// annotation may have 256 KiB, and to compare it with each name would take minutes.
+	maxNameLetters = 253
+)
 
 // findSimilarNames returns the known names that somebody may have meant: those with few different
-// letters, and those that contain the name or are contained in it. The nearest comes first.
+// letters, and those that contain the name or are contained in it. The nearest comes first. No name
+// is similar to a text that is too long for a name.
 func findSimilarNames(name string, known []string) []string {
+	if len(name) > maxNameLetters {
+		return nil
+	}
 	type near struct {
 		name     string
 		distance int
