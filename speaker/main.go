@@ -11,11 +11,14 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/gantry-lb/gantry/internal/nodefacts"
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/speaker/options"
+	"github.com/gantry-lb/gantry/speaker/preflight"
 )
 
 // garbageCollectionPercent bounds garbage to 20 % of the live heap. The live heap is about 20 MB
@@ -26,17 +29,26 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	option.SetGCPercentAndStopMemProfile(garbageCollectionPercent)
-	o, err := options.ParseOptions(os.Args[1:], option.LookupProcessEnvironmentVariable)
-	if errors.Is(err, pflag.ErrHelp) {
-		return
-	}
-	if err == nil {
-		err = runSpeakerWithLogging(ctx, o)
-	}
-	if err != nil {
+	if err := runWithArguments(ctx, os.Args[1:]); err != nil && !errors.Is(err, pflag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "speaker:", err)
 		os.Exit(1)
 	}
+}
+
+// runWithArguments runs the speaker, or with the subcommand only serves the facts of the node.
+func runWithArguments(ctx context.Context, args []string) error {
+	isPreflight := len(args) > 0 && args[0] == nodefacts.Subcommand
+	if isPreflight {
+		args = args[1:]
+	}
+	o, err := options.ParseOptions(args, option.LookupProcessEnvironmentVariable)
+	switch {
+	case err != nil:
+		return err
+	case isPreflight:
+		return preflight.ServeFacts(ctx, o.NodeName, time.Now)
+	}
+	return runSpeakerWithLogging(ctx, o)
 }
 
 // runSpeakerWithLogging sets the loggers and runs the speaker.

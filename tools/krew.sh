@@ -14,7 +14,9 @@ spec:
   shortDescription: Say why a LoadBalancer Service does not work
   description: |
     Says in one line whether Gantry, a bare-metal LoadBalancer, and its Services work, and why not.
-    It only reads, with the rights of the user.
+    It also checks what a cluster needs before an installation (preflight), asks a Service from this
+    machine (probe), and writes an archive for support without secrets (support-bundle).
+    It has the rights of the user. Start with: kubectl gantry status
   platforms:
 EOF
 for target in "$@"; do

@@ -345,4 +345,12 @@ const (
 	ReasonWebhookDown Reason = "WebhookDown"
 	// ReasonSlowAPIServer: every answer of the API server takes long.
 	ReasonSlowAPIServer Reason = "SlowAPIServer"
+	// ReasonNodeSetting: a setting of a node stands in the way, such as one of its kernel, of its
+	// kube-proxy or of its clock.
+	ReasonNodeSetting Reason = "NodeSetting"
+	// ReasonLinksDiffer: the links of the nodes differ, so that an address works on some nodes
+	// only.
+	ReasonLinksDiffer Reason = "LinksDiffer"
+	// ReasonNoConnection: a client does not reach a port of a Service.
+	ReasonNoConnection Reason = "NoConnection"
 )

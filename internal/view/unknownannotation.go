@@ -43,6 +43,13 @@ func isSimilarToOurDomain(domain string) bool {
 	})
 }
 
+// IsAnnotationMeantForGantry reports whether an annotation is in one of our domains, or almost: it
+// may be misspelt.
+func IsAnnotationMeantForGantry(key string) bool {
+	domain, _, hasDomain := strings.Cut(key, "/")
+	return hasDomain && isSimilarToOurDomain(domain)
+}
+
 // AreAnagrams reports whether the texts differ only in the order of their letters.
 func AreAnagrams(a, b string) bool {
 	if len(a) != len(b) {

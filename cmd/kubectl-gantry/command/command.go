@@ -43,6 +43,8 @@ type program struct {
 	gantryNamespace  string
 	outputFormat     string
 	isEveryNamespace bool
+	// bundleFile is the support bundle to read from instead of a cluster; empty for a cluster.
+	bundleFile string
 	// readsFromSpeakers asks the speakers themselves, isWatching draws the answer again and again.
 	readsFromSpeakers, isWatching bool
 	// worstResult is the worst of what was answered.
@@ -96,16 +98,21 @@ func (p *program) newRootCommand() *cobra.Command {
 	flags.StringVarP(&p.outputFormat, "output", "o", "table", "table, wide, json or yaml")
 	flags.BoolVarP(&p.isEveryNamespace, "all-namespaces", "A", false, "look at the Services of all namespaces; everything else has only one")
 	flags.BoolVarP(&p.isWatching, "watch", "w", false, "draw the answer again every two seconds")
+	flags.StringVar(&p.bundleFile, bundleFileFlagName, "", "read from a file of support-bundle instead of a cluster")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(p.newExplainCommand(), p.newStatusCommand())
 	root.AddCommand(p.newListingCommands()...)
 	root.AddCommand(p.newPreviewCommand())
 	root.AddCommand(p.newOperationCommands()...)
+	root.AddCommand(p.newSupportBundleCommand(), p.newPreflightCommand(), p.newProbeCommand())
 	return root
 }
 
-// newExplainer connects to the cluster.
+// newExplainer connects to the cluster, or opens the support bundle.
 func (p *program) newExplainer() (*explain.Explainer, error) {
+	if p.bundleFile != "" {
+		return p.newExplainerOfBundle()
+	}
 	c, err := p.newConnection()
 	if err != nil {
 		return nil, err

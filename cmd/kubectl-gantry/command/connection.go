@@ -26,6 +26,9 @@ type connection struct {
 
 // newConnection prepares a connection from the flags and the kubeconfig. It sends no request.
 func (p *program) newConnection() (*connection, error) {
+	if p.bundleFile != "" {
+		return nil, errBundleIsNoCluster
+	}
 	config, err := p.kubeconfigFlags.ToRESTConfig()
 	if err != nil {
 		return nil, fmt.Errorf("reading the kubeconfig: %w", err)

@@ -49,6 +49,13 @@ func (p *program) namespaceOrAll() (string, error) {
 	if p.isEveryNamespace {
 		return "", nil
 	}
+	if p.bundleFile != "" && *p.kubeconfigFlags.Namespace == "" {
+		b, err := p.readBundleFile()
+		if err != nil {
+			return "", err
+		}
+		return b.Manifest.UserNamespace, nil
+	}
 	namespace, _, err := p.kubeconfigFlags.ToRawKubeConfigLoader().Namespace()
 	if err != nil {
 		return "", fmt.Errorf("reading the kubeconfig: %w", err)

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -157,13 +158,19 @@ func newTestExplainer(api client.WithWatch) *Explainer {
 	})
 }
 
-// explainTestService explains the Service default/web.
+// explainTestService explains the Service default/web: from the cluster, and from a support bundle
+// of it, which has to answer alike.
 func explainTestService(t *testing.T, manifests string) *report.Report {
 	t.Helper()
-	r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+	api := newFakeAPIBuilder(t, manifests).Build()
+	ask := func(ctx context.Context, e *Explainer) (*report.Report, error) {
+		return e.ExplainService(ctx, client.ObjectKey{Namespace: "default", Name: "web"})
+	}
+	r, err := ask(t.Context(), newTestExplainer(api))
 	if err != nil {
 		t.Fatal(err)
 	}
+	expectBundleAnswersAlike(t, api, r, ask)
 	return r
 }
 

@@ -62,6 +62,11 @@ func NewExplainer(o ExplainerOptions) *Explainer {
 	return &Explainer{objectReader: o.ObjectReader, gantryNamespace: o.GantryNamespace, now: o.Now, showProgress: o.ShowProgress, fetchSpeakerPage: o.FetchSpeakerPage, fastestAPIAnswerDelay: o.FastestAPIAnswerDelay}
 }
 
+// ReaderAndNamespace returns what the Explainer reads from, and the namespace of Gantry.
+func (e *Explainer) ReaderAndNamespace() (*objects.Reader, string) {
+	return e.objectReader, e.gantryNamespace
+}
+
 // configurationListRequests are the kinds that make up the configuration, without Secrets: few
 // users may read those.
 func (e *Explainer) configurationListRequests() []objects.ListRequest {

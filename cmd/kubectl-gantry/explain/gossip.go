@@ -67,7 +67,7 @@ func (e *Explainer) explainGossipKeyMismatch() names.Explanation {
 	}
 	text += fmt.Sprintf(": let all use the entry %q of Secret %s/%s", names.GossipKeySecretEntry, e.gantryNamespace, names.GossipSecret)
 	if d := e.installation.speakerDaemonSet; d != nil {
-		if file := readFlagOfPodSpec(&d.Spec.Template.Spec, "gossip-key-file"); file != "" {
+		if file := ReadFlagOfPodSpec(&d.Spec.Template.Spec, "gossip-key-file"); file != "" {
 			text += fmt.Sprintf("; DaemonSet %s lets each read its key from the file %s (--gossip-key-file)", d.Name, file)
 		}
 	}

@@ -101,9 +101,9 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		out.speakerStatusByNode[s.Name] = &s.Status
 	}
 	if out.controllerDeployment != nil {
-		out.loadBalancerClass = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
-		out.isWithoutBGP = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
-		out.ignoresExcludeLabel = isSwitchOfPodSpecOn(&out.controllerDeployment.Spec.Template.Spec, "ignore-exclude-lb")
+		out.loadBalancerClass = ReadFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
+		out.isWithoutBGP = ReadFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
+		out.ignoresExcludeLabel = IsSwitchOfPodSpecOn(&out.controllerDeployment.Spec.Template.Spec, "ignore-exclude-lb")
 	}
 	if !e.objectReader.LacksRightToListIn("leases.coordination.k8s.io", e.gantryNamespace) && !e.objectReader.LacksRightToListIn("deployments.apps", e.gantryNamespace) {
 		out.controllerFault.Explanation = out.explainNoLeadingController(e.now(), e.gantryNamespace)
@@ -147,9 +147,9 @@ func hasComponentLabels(l map[string]string, component string) bool {
 	return labels.SelectorFromSet(want).Matches(labels.Set(l))
 }
 
-// readFlagOfPodSpec returns the value of a flag of a program in a Pod: from its arguments, or from
+// ReadFlagOfPodSpec returns the value of a flag of a program in a Pod: from its arguments, or from
 // the environment variable of the same name.
-func readFlagOfPodSpec(p *corev1.PodSpec, flag string) string {
+func ReadFlagOfPodSpec(p *corev1.PodSpec, flag string) string {
 	variable := "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 	for i := range p.Containers {
 		c := &p.Containers[i]
@@ -171,14 +171,14 @@ func readFlagOfPodSpec(p *corev1.PodSpec, flag string) string {
 	return ""
 }
 
-// isSwitchOfPodSpecOn reports whether a flag that needs no value is set.
-func isSwitchOfPodSpecOn(p *corev1.PodSpec, flag string) bool {
+// IsSwitchOfPodSpecOn reports whether a flag that needs no value is set.
+func IsSwitchOfPodSpecOn(p *corev1.PodSpec, flag string) bool {
 	for i := range p.Containers {
 		if c := &p.Containers[i]; slices.Contains(c.Command, "--"+flag) || slices.Contains(c.Args, "--"+flag) {
 			return true
 		}
 	}
-	isOn, err := strconv.ParseBool(readFlagOfPodSpec(p, flag))
+	isOn, err := strconv.ParseBool(ReadFlagOfPodSpec(p, flag))
 	return err == nil && isOn
 }
 

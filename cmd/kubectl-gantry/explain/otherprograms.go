@@ -125,27 +125,35 @@ func (e *Explainer) explainSlowAPIServer() names.Explanation {
 // itself aims at a second for 99 percent of the requests about single objects.
 const minSlowAPIAnswerDelay = time.Second
 
-// kubeProxyConfigMap has the configuration of kube-proxy, as kubeadm installs it.
-var kubeProxyConfigMap = client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "kube-proxy"}
+// ProxyConfigMap has the configuration of kube-proxy, as kubeadm installs it.
+var ProxyConfigMap = client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "kube-proxy"}
+
+// ParseProxyConfiguration reads the mode of kube-proxy and whether strictARP is set, from the data
+// of ProxyConfigMap. The mode is empty if it is not set.
+func ParseProxyConfiguration(data map[string]string) (mode string, hasStrictARP bool) {
+	for _, text := range data {
+		for line := range strings.Lines(text) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+			switch value = strings.Trim(value, " \"'"); key {
+			case "mode":
+				mode = value
+			case "strictARP":
+				hasStrictARP = value == "true"
+			}
+		}
+	}
+	return mode, hasStrictARP
+}
 
 // kubeProxyLacksStrictARP reports whether kube-proxy is configured for ipvs without strictARP: then
 // the kernel of every node answers for every address.
 func (e *Explainer) kubeProxyLacksStrictARP(ctx context.Context) bool {
 	var config corev1.ConfigMap
-	if err := e.objectReader.Get(ctx, kubeProxyConfigMap, &config); err != nil {
+	if err := e.objectReader.Get(ctx, ProxyConfigMap, &config); err != nil {
 		return false
 	}
-	for _, text := range config.Data {
-		isSet := map[string]bool{}
-		for line := range strings.Lines(text) {
-			key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-			isSet[key+":"+strings.Trim(value, ` "'`)] = true
-		}
-		if isSet["mode:ipvs"] {
-			return !isSet["strictARP:true"]
-		}
-	}
-	return false
+	mode, hasStrictARP := ParseProxyConfiguration(config.Data)
+	return mode == "ipvs" && !hasStrictARP
 }
 
 // explainMissingStrictARP says that kube-proxy lacks strictARP.
@@ -153,7 +161,7 @@ func (e *Explainer) explainMissingStrictARP(ctx context.Context) names.Explanati
 	if !e.kubeProxyLacksStrictARP(ctx) {
 		return names.Explanation{}
 	}
-	return names.NewExplanation(names.ReasonStrayAnswer, "kube-proxy runs in mode ipvs without strictARP, so that the kernel of every node answers for every address: set ipvs.strictARP to true in ConfigMap %s, and restart kube-proxy", kubeProxyConfigMap)
+	return names.NewExplanation(names.ReasonStrayAnswer, "kube-proxy runs in mode ipvs without strictARP, so that the kernel of every node answers for every address: set ipvs.strictARP to true in ConfigMap %s, and restart kube-proxy", ProxyConfigMap)
 }
 
 // minAddressesOfARPProxy is for how many addresses one host answers that seems to do proxy ARP.

@@ -42,15 +42,15 @@ func (e *Explainer) explainWorkloadFailure(ctx context.Context, w workload) work
 		}
 	}
 	for i := range pods.Items {
-		if text := explainPodNotRunning(&pods.Items[i]); text != "" {
+		if text := DescribePodNotRunning(&pods.Items[i]); text != "" {
 			return workloadFailure{text: text}
 		}
 	}
 	return e.explainRefusedPods(ctx, w)
 }
 
-// explainPodNotRunning says why a Pod does not run; "" if it runs.
-func explainPodNotRunning(p *corev1.Pod) string {
+// DescribePodNotRunning says why a Pod does not run; "" if it runs.
+func DescribePodNotRunning(p *corev1.Pod) string {
 	at := "Pod " + p.Name
 	if p.Spec.NodeName != "" {
 		at += " on " + p.Spec.NodeName
@@ -107,22 +107,26 @@ func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) workload
 // labelPodSecurity is the label of a namespace that says which Pods it admits.
 const labelPodSecurity = "pod-security.kubernetes.io/enforce"
 
+// RightsOfProgram returns the rights without which a program of Gantry does nothing. The component
+// is the value of the label names.LabelComponent.
+func RightsOfProgram(component, namespace string) []authorizationv1.ResourceAttributes {
+	pools, speakers := v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group
+	out := []authorizationv1.ResourceAttributes{
+		{Verb: "list", Resource: "services"},
+		{Verb: "list", Group: pools, Resource: "ipaddresspools", Namespace: namespace},
+	}
+	if component == names.ComponentController {
+		return append(out,
+			authorizationv1.ResourceAttributes{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Name: names.LeaderLease, Namespace: namespace},
+			authorizationv1.ResourceAttributes{Verb: "patch", Resource: "services", Subresource: "status"})
+	}
+	return append(out, authorizationv1.ResourceAttributes{Verb: "patch", Group: speakers, Resource: "speakerstatuses", Subresource: "status", Namespace: namespace})
+}
+
 // explainServiceAccountLacksRight says which right the programs of a workload lack. Without RBAC of
 // their own, they run and do nothing.
 func (e *Explainer) explainServiceAccountLacksRight(ctx context.Context, w workload) string {
-	pools, speakers := v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group
-	needed := []authorizationv1.ResourceAttributes{
-		{Verb: "list", Resource: "services"},
-		{Verb: "list", Group: pools, Resource: "ipaddresspools", Namespace: e.gantryNamespace},
-	}
-	if w.component == names.ComponentController {
-		needed = append(needed,
-			authorizationv1.ResourceAttributes{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Name: names.LeaderLease, Namespace: e.gantryNamespace},
-			authorizationv1.ResourceAttributes{Verb: "patch", Resource: "services", Subresource: "status"})
-	} else {
-		needed = append(needed, authorizationv1.ResourceAttributes{Verb: "patch", Group: speakers, Resource: "speakerstatuses", Subresource: "status", Namespace: e.gantryNamespace})
-	}
-	for _, right := range needed {
+	for _, right := range RightsOfProgram(w.component, e.gantryNamespace) {
 		if !e.objectReader.IsServiceAccountDenied(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: w.serviceAccount}, right) {
 			continue
 		}

@@ -36,7 +36,7 @@ func init() {
 			names.ReasonNoLinks, names.ReasonSharedWithServiceSelector, names.ReasonHolderUnavailable, names.ReasonNotAnnounced, names.ReasonNotLoadBalancer,
 		},
 		"a-node-and-its-links":          {names.ReasonGossipBlocked, names.ReasonGossipKeyDiffers},
-		"what-only-kubectl-gantry-says": {names.ReasonNoController, names.ReasonNotInstalled, names.ReasonPoolElsewhere, names.ReasonUnknownAnnotation, names.ReasonOtherController, names.ReasonWebhookDown, names.ReasonSlowAPIServer},
+		"what-only-kubectl-gantry-says": {names.ReasonNoController, names.ReasonNotInstalled, names.ReasonPoolElsewhere, names.ReasonUnknownAnnotation, names.ReasonOtherController, names.ReasonWebhookDown, names.ReasonSlowAPIServer, names.ReasonNodeSetting, names.ReasonLinksDiffer, names.ReasonNoConnection},
 	} {
 		for _, r := range reasons {
 			documentationSectionByReason[r] = section

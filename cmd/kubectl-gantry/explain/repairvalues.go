@@ -44,7 +44,7 @@ func (e *Explainer) suggestRepairByReason(reason names.Reason, v *repairValues) 
 	case names.ReasonSlowAPIServer:
 		return []string{"kubectl get --raw '/readyz?verbose'", "kubectl -n kube-system get pods -o wide  # the API server and etcd"}
 	case names.ReasonStrayAnswer:
-		return []string{"ip address  # on the node in the first line: does an interface have the address?", fmt.Sprintf("kubectl -n %s edit configmap %s  # ipvs.strictARP: true", kubeProxyConfigMap.Namespace, kubeProxyConfigMap.Name)}
+		return []string{"ip address  # on the node in the first line: does an interface have the address?", fmt.Sprintf("kubectl -n %s edit configmap %s  # ipvs.strictARP: true", ProxyConfigMap.Namespace, ProxyConfigMap.Name)}
 	case names.ReasonNodeExcluded:
 		return []string{fmt.Sprintf("kubectl label node %s %s-", v.nodesOrPlaceholder(), names.LabelExcludeNode)}
 	case names.ReasonNodeLeaving:

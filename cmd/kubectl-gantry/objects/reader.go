@@ -41,10 +41,18 @@ func (m MissingRight) String() string {
 // LabelsFuncByIndex translates the value of an index into labels, which the API server knows.
 type LabelsFuncByIndex map[string]func(value string) map[string]string
 
+// APIClient is what a Reader needs of a client of the API server, or of what stands for it.
+type APIClient interface {
+	client.Reader
+	Create(ctx context.Context, o client.Object, opts ...client.CreateOption) error
+	Scheme() *runtime.Scheme
+	RESTMapper() meta.RESTMapper
+}
+
 // Reader reads from the API server, and from what was listed before. Any goroutine may call its
 // methods. Use NewReader to create it.
 type Reader struct {
-	apiClient         client.WithWatch
+	apiClient         APIClient
 	labelsFuncByIndex LabelsFuncByIndex
 
 	mu sync.Mutex // guards all that follows
@@ -65,7 +73,7 @@ type Reader struct {
 }
 
 // NewReader returns a Reader that has nothing listed.
-func NewReader(api client.WithWatch, labelsByIndex LabelsFuncByIndex) *Reader {
+func NewReader(api APIClient, labelsByIndex LabelsFuncByIndex) *Reader {
 	return &Reader{
 		apiClient: api, labelsFuncByIndex: labelsByIndex, listedObjectsByCacheKey: map[string][]client.Object{}, fetchedObjects: map[fetchedObjectKey]fetchedObject{}, indexerFuncByField: map[string]client.IndexerFunc{},
 		missingRights: map[MissingRight]struct{}{}, absentKinds: map[string]bool{}, assumedEmptyCacheKeys: map[string]bool{},

@@ -43,6 +43,11 @@ type Check struct {
 	Result Result       `json:"result"`
 	Reason names.Reason `json:"reason,omitempty"`
 	Text   string       `json:"text,omitempty"`
+	// Breaks says what does not work if the check is not passed, Mend is a command that helps, and
+	// Documentation is the page about it. They have lines of their own.
+	Breaks        string `json:"breaks,omitempty"`
+	Mend          string `json:"mend,omitempty"`
+	Documentation string `json:"documentation,omitempty"`
 	// IsWideOnly means that the check is only printed by -o wide, unless it is not passed.
 	IsWideOnly bool `json:"-"`
 }
@@ -180,6 +185,11 @@ func (p *Printer) PrintReport(r *Report) error {
 			fmt.Fprintf(&b, " (%s)", g.Reason)
 		}
 		b.WriteByte('\n')
+		for _, line := range []struct{ what, text string }{{"breaks", g.Breaks}, {"to mend it", g.Mend}, {"see", g.Documentation}} {
+			if line.text != "" {
+				fmt.Fprintf(&b, "      %s: %s\n", line.what, line.text)
+			}
+		}
 	}
 	if len(r.Repair) > 0 {
 		b.WriteString("To mend it:\n")

@@ -1,0 +1,202 @@
+package preflight
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/explain"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+)
+
+// Cluster is what was read from the API server.
+type Cluster struct {
+	Facts
+	// addressesByNode are those by which the nodes reach each other.
+	addressesByNode map[string]netip.Addr
+	// speakerDaemonSet is nil if there is none.
+	speakerDaemonSet *appsv1.DaemonSet
+}
+
+// ReadCluster reads what objects of the cluster tell.
+func ReadCluster(ctx context.Context, from *objects.Reader, gantryNamespace string) (*Cluster, error) {
+	out := &Cluster{Facts: Facts{Namespace: gantryNamespace}, addressesByNode: map[string]netip.Addr{}}
+	err := from.ListAndCacheKinds(ctx,
+		objects.ListRequest{List: &corev1.NodeList{}}, objects.ListRequest{List: &corev1.NamespaceList{}},
+		objects.ListRequest{List: &appsv1.DeploymentList{}}, objects.ListRequest{List: &appsv1.DaemonSetList{}},
+		objects.ListRequest{List: &v1alpha1.SpeakerStatusList{}, Namespace: gantryNamespace}, objects.ListRequest{List: &v1beta1.IPAddressPoolList{}, Namespace: gantryNamespace},
+		objects.ListRequest{List: &v1beta2.BGPPeerList{}, Namespace: gantryNamespace}, objects.ListRequest{List: &v1beta1.BFDProfileList{}, Namespace: gantryNamespace})
+	if err != nil {
+		return nil, err
+	}
+	for _, read := range []func(context.Context, *objects.Reader) error{out.readNodes, out.readNamespace, out.readWorkloads, out.readNeeds} {
+		if err := read(ctx, from); err != nil {
+			return nil, err
+		}
+	}
+	out.readProxyConfiguration(ctx, from)
+	return out, nil
+}
+
+// readNodes reads the nodes that can run a speaker, and what their speakers report.
+func (c *Cluster) readNodes(ctx context.Context, from *objects.Reader) error {
+	var nodes corev1.NodeList
+	var speakers v1alpha1.SpeakerStatusList
+	if err := from.List(ctx, &nodes); err != nil {
+		return err
+	}
+	if err := from.List(ctx, &speakers, client.InNamespace(c.Namespace)); err != nil {
+		return err
+	}
+	for i := range nodes.Items {
+		n := &nodes.Items[i]
+		if cmp.Or(n.Labels[corev1.LabelOSStable], "linux") != "linux" {
+			continue
+		}
+		node := Node{Name: n.Name}
+		if at := slices.IndexFunc(speakers.Items, func(s v1alpha1.SpeakerStatus) bool { return s.Name == n.Name }); at >= 0 {
+			node.Speaker = newSpeaker(&speakers.Items[at].Status)
+			node.ClockAhead = clockAheadOfSpeaker(&speakers.Items[at])
+		}
+		for _, a := range n.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP && !c.addressesByNode[n.Name].IsValid() {
+				c.addressesByNode[n.Name] = ip
+			}
+		}
+		c.Nodes = append(c.Nodes, node)
+	}
+	slices.SortFunc(c.Nodes, func(x, y Node) int { return strings.Compare(x.Name, y.Name) })
+	return nil
+}
+
+// newSpeaker returns what the checks need of a SpeakerStatus.
+func newSpeaker(s *v1alpha1.SpeakerStatusStatus) *Speaker {
+	failure := func(condition string) string {
+		if c := meta.FindStatusCondition(s.Conditions, condition); c != nil && c.Status == metav1.ConditionFalse {
+			return cmp.Or(c.Message, c.Reason)
+		}
+		return ""
+	}
+	out := &Speaker{
+		IsReady: !s.WasFoundDead(), Unreachable: s.Unreachable, UsableLinks: s.UsableLinks,
+		GossipText: failure(names.ConditionGossipComplete), Layer2Text: failure(names.ConditionLayer2Usable), FitText: failure(names.ConditionNodeFit), SteeringText: failure(names.ConditionSteersAroundDeadNodes),
+	}
+	for i := range s.Links {
+		l := &s.Links[i]
+		link := SpeakerLink{Name: l.Name, Reason: l.Reason, HasIPv6: slices.Contains(l.Families, ipfamily.IPv6.String())}
+		for _, text := range l.Subnets {
+			if p, err := netip.ParsePrefix(text); err == nil {
+				link.Subnets = append(link.Subnets, p)
+			}
+		}
+		out.Links = append(out.Links, link)
+	}
+	return out
+}
+
+// clockAheadOfSpeaker compares the time that a speaker wrote with that at which the API server
+// recorded it; nil if either is missing.
+func clockAheadOfSpeaker(s *v1alpha1.SpeakerStatus) *time.Duration {
+	var recorded time.Time
+	for _, f := range s.ManagedFields {
+		if f.Time != nil && f.Time.After(recorded) {
+			recorded = f.Time.Time
+		}
+	}
+	if recorded.IsZero() || s.Status.LastSeen == nil || s.Status.WasFoundDead() {
+		return nil
+	}
+	ahead := s.Status.LastSeen.Sub(recorded)
+	return &ahead
+}
+
+// readNamespace reads which Pods the namespace of Gantry admits.
+func (c *Cluster) readNamespace(ctx context.Context, from *objects.Reader) error {
+	var all corev1.NamespaceList
+	if err := from.List(ctx, &all); err != nil {
+		return err
+	}
+	for i := range all.Items {
+		if all.Items[i].Name == c.Namespace {
+			c.HasNamespace, c.PodSecurityLevel = true, all.Items[i].Labels[podSecurityLabel]
+		}
+	}
+	return nil
+}
+
+// readWorkloads finds Gantry's own programs and those of others.
+func (c *Cluster) readWorkloads(ctx context.Context, from *objects.Reader) error {
+	var deployments appsv1.DeploymentList
+	var daemonSets appsv1.DaemonSetList
+	if err := from.List(ctx, &deployments); err != nil {
+		return err
+	}
+	if err := from.List(ctx, &daemonSets); err != nil {
+		return err
+	}
+	var all []workload
+	for i := range deployments.Items {
+		d := &deployments.Items[i]
+		all = append(all, workload{"deployment", &d.ObjectMeta, &d.Spec.Template.Spec})
+	}
+	for i := range daemonSets.Items {
+		d := &daemonSets.Items[i]
+		all = append(all, workload{"daemonset", &d.ObjectMeta, &d.Spec.Template.Spec})
+		if d.Namespace == c.Namespace && d.Labels[names.LabelAppName] == names.AppName && d.Labels[names.LabelComponent] == names.ComponentSpeaker {
+			c.IsInstalled, c.speakerDaemonSet = true, d
+			c.Needs.AroundDeadNodes = explain.IsSwitchOfPodSpecOn(&d.Spec.Template.Spec, "around-dead-nodes")
+		}
+	}
+	class := ""
+	if c.speakerDaemonSet != nil {
+		class = explain.ReadFlagOfPodSpec(&c.speakerDaemonSet.Spec.Template.Spec, "load-balancer-class")
+	}
+	for _, w := range all {
+		if r, isRival := findRival(w, c.Namespace, class); isRival {
+			c.Rivals = append(c.Rivals, r)
+		}
+	}
+	return nil
+}
+
+// readNeeds finds which parts of Gantry the configuration uses.
+func (c *Cluster) readNeeds(ctx context.Context, from *objects.Reader) error {
+	var pools v1beta1.IPAddressPoolList
+	var peers v1beta2.BGPPeerList
+	var profiles v1beta1.BFDProfileList
+	for _, list := range []client.ObjectList{&pools, &peers, &profiles} {
+		if err := from.List(ctx, list, client.InNamespace(c.Namespace)); err != nil {
+			return err
+		}
+	}
+	c.Needs.BGP, c.Needs.BFD = len(peers.Items) > 0, len(profiles.Items) > 0
+	for i := range peers.Items {
+		c.Needs.Passwords = c.Needs.Passwords || peers.Items[i].Spec.Password != "" || peers.Items[i].Spec.PasswordSecret.Name != ""
+	}
+	for i := range pools.Items {
+		c.Needs.IPv6 = c.Needs.IPv6 || slices.ContainsFunc(pools.Items[i].Spec.Addresses, func(a string) bool { return strings.Contains(a, ":") })
+	}
+	return nil
+}
+
+// readProxyConfiguration reads how kube-proxy is configured, if the user may.
+func (c *Cluster) readProxyConfiguration(ctx context.Context, from *objects.Reader) {
+	var config corev1.ConfigMap
+	if err := from.Get(ctx, explain.ProxyConfigMap, &config); err == nil {
+		c.Proxy.Mode, c.Proxy.HasStrictARP = explain.ParseProxyConfiguration(config.Data)
+	}
+}
