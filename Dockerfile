@@ -15,7 +15,7 @@ RUN mkdir /out/etc && printf 'root:x:0:0:root:/:/none\nnobody:x:65534:65534:nobo
 # No shell, no libraries, no package manager. The two static programs trust the API server by the CA that Kubernetes
 # mounts.
 FROM scratch
-ARG VERSION=v0.1.0 REVISION
+ARG VERSION=v0.2.0 REVISION
 LABEL org.opencontainers.image.title="gantry" \
       org.opencontainers.image.description="Gantry's controller and speaker" \
       org.opencontainers.image.licenses="Apache-2.0" \

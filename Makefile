@@ -2,8 +2,9 @@
 export CGO_ENABLED = 0
 TOOL = go tool -modfile=tools/go.mod
 PACK = tools/packages
-IMAGE ?= registry.invalid/gantry:v0.1.0
-PLUGIN_VERSION ?= v0.1.0
+VERSION = v0.2.0
+IMAGE ?= registry.invalid/gantry:$(VERSION)
+PLUGIN_VERSION ?= $(VERSION)
 PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 OVERLAYS = default l2-only continuity webhook prometheus
 
@@ -22,8 +23,9 @@ build: ## build bin/controller, bin/speaker, bin/kubectl-gantry and bin/lab
 deps: ## install the Debian packages that the lab needs, or list what is missing
 	@sh test/deps.sh
 
-packages-tools: ## build bin/helm, bin/kustomize and bin/image, which build and render the packages
-	go build -C $(PACK) -o ../../bin/ helm.sh/helm/v4/cmd/helm ./image
+packages-tools: ## build bin/helm, bin/helm3, bin/kustomize, bin/image and bin/crane, which build, render and push the packages
+	go build -C $(PACK) -o ../../bin/ helm.sh/helm/v4/cmd/helm ./image github.com/google/go-containerregistry/cmd/crane
+	go build -C $(PACK) -o ../../bin/helm3 helm.sh/helm/v3/cmd/helm
 	go build -C $(PACK) -o ../../bin/kustomize sigs.k8s.io/kustomize/kustomize/v5
 
 test: deps build packages-tools ## run all tests, and print a line with counts at the end

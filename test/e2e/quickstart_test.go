@@ -125,7 +125,7 @@ func TestQuickstartWorks(t *testing.T) {
 			for _, b := range slices.Concat(ways[way], install[3:]) {
 				w.carryOutCodeBlock(ctx, t, b, "")
 			}
-			checkImageOfAllPods(ctx, t, s, "registry.example/gantry:v0.1.0")
+			checkImageOfAllPods(ctx, t, s, "registry.example/gantry:"+packages.ReadVersion())
 			for _, part := range []struct{ title, from string }{
 				{"Addresses of the nodes' own network", "client"},
 				{"Addresses behind routers", "far"},

@@ -71,7 +71,7 @@ var readmeKustomizationPattern = regexp.MustCompile("(?s)`kustomization.yaml`:\\
 // install.
 func TestReadmeInstallLinesNameTheImage(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
-	const want = "registry.example/gantry:v0.1.0"
+	want := "registry.example/gantry:" + ReadVersion()
 	readme, err := os.ReadFile(filepath.Join(RepositoryRoot(), "README.md"))
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ type packageInstaller struct {
 	kubectl   *apiserver.Kubectl
 	apiClient client.Client
 	chart     string // the directory of the chart that Helm installs; empty for charts/gantry
+	helm      string // the program that installs: helm, or helm3 for Helm 3; empty for helm
 }
 
 // newPackageInstaller starts an API server that runs until the test ends. It has the CRDs and the
@@ -42,7 +43,7 @@ func newPackageInstaller(t *testing.T) *packageInstaller {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &packageInstaller{t, apiserver.NewKubectlOrSkip(t, config), c, ""}
+	b := &packageInstaller{t, apiserver.NewKubectlOrSkip(t, config), c, "", ""}
 	b.runKubectl("", "delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", "--all")
 	b.runKubectl("", "-n", "metallb-system", "delete", "configmap", "gantry-configuration-namespace")
 	return b
@@ -58,18 +59,21 @@ func (b *packageInstaller) runKubectl(stdin string, args ...string) string {
 	return out
 }
 
-// runHelm runs a command of Helm about a release, and fails the test if Helm fails.
-func (b *packageInstaller) runHelm(values, command, release string, args ...string) {
+// runHelm runs a command of Helm about a release, and returns its output. It fails the test if Helm
+// fails.
+func (b *packageInstaller) runHelm(values, command, release string, args ...string) string {
 	b.Helper()
-	if out, err := b.tryHelm(values, command, release, args...); err != nil {
+	out, err := b.tryHelm(values, command, release, args...)
+	if err != nil {
 		b.Fatalf("helm %s %s: %v\n%s", command, release, err, out)
 	}
+	return out
 }
 
 // tryHelm runs a command of Helm about a release, with the chart if the command takes one, and
 // returns its output.
 func (b *packageInstaller) tryHelm(values, command, release string, args ...string) (string, error) {
-	all := []string{command, release}
+	all := append(strings.Fields(command), release)
 	if command == "install" || command == "upgrade" {
 		all = append(all, cmp.Or(b.chart, filepath.Join(RepositoryRoot(), "charts", "gantry")))
 		all = append(append(all, HelmImageArguments()...), "--values", "-")
@@ -77,7 +81,7 @@ func (b *packageInstaller) tryHelm(values, command, release string, args ...stri
 	if !slices.Contains(args, "--namespace") {
 		args = append(args, "--namespace", "metallb-system")
 	}
-	cmd := exec.CommandContext(b.Context(), filepath.Join(RepositoryRoot(), "bin", "helm"), append(all, args...)...)
+	cmd := exec.CommandContext(b.Context(), filepath.Join(RepositoryRoot(), "bin", cmp.Or(b.helm, "helm")), append(all, args...)...)
 	dir := b.TempDir()
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+b.kubectl.Kubeconfig, "HELM_CACHE_HOME="+dir, "HELM_CONFIG_HOME="+dir, "HELM_DATA_HOME="+dir)
 	cmd.Stdin = strings.NewReader(values)
@@ -88,7 +92,13 @@ func (b *packageInstaller) tryHelm(values, command, release string, args ...stri
 // await waits until attempt succeeds.
 func (b *packageInstaller) await(what string, attempt func(context.Context) error) {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), awaitTimeout)
+	retryUntilNoError(b.T, what, attempt)
+}
+
+// retryUntilNoError calls attempt until it succeeds.
+func retryUntilNoError(t *testing.T, what string, attempt func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), awaitTimeout)
 	defer cancel()
 	for {
 		err := attempt(ctx)
@@ -97,7 +107,7 @@ func (b *packageInstaller) await(what string, attempt func(context.Context) erro
 		}
 		select {
 		case <-ctx.Done():
-			b.Fatalf("waiting for %s: %v", what, err)
+			t.Fatalf("waiting for %s: %v", what, err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

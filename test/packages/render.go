@@ -36,9 +36,9 @@ func RepositoryRoot() string {
 // DescribeUnbuiltHelmOrKustomize returns which program is not built and how to build it, or "" if
 // all are built.
 func DescribeUnbuiltHelmOrKustomize() string {
-	for _, p := range []string{"helm", "kustomize"} {
+	for _, p := range []string{"helm", "helm3", "kustomize", "crane"} {
 		if _, err := os.Stat(filepath.Join(RepositoryRoot(), "bin", p)); err != nil {
-			return "bin/" + p + " is not built: make bin/" + p
+			return "bin/" + p + " is not built: make packages-tools"
 		}
 	}
 	return ""
@@ -75,6 +75,17 @@ func RenderKustomizeWithComponent(ctx context.Context, dir, overlay, component s
 		return "", err
 	}
 	return runProgram(ctx, "", "kustomize", "build", dir)
+}
+
+// ReadVersion returns the tag of the image that the chart installs, or "" if Chart.yaml has none.
+func ReadVersion() string {
+	text, err := os.ReadFile(filepath.Join(RepositoryRoot(), "charts", "gantry", "Chart.yaml"))
+	if err != nil {
+		return ""
+	}
+	var chart struct{ AppVersion string }
+	_ = yaml.Unmarshal(text, &chart)
+	return chart.AppVersion
 }
 
 // HelmImageArguments are the arguments with which Helm gives the image the name that it has in

@@ -31,7 +31,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.programsDirectory, "bin", "bin", "directory of the programs controller and speaker")
 	flag.StringVar(&o.outputArchivePath, "o", "dist/image.tar", "archive to write")
-	flag.StringVar(&o.imageNameWithTag, "tag", "registry.invalid/gantry:v0.1.0", "name of the image, REPOSITORY:TAG")
+	flag.StringVar(&o.imageNameWithTag, "tag", "registry.invalid/gantry:v0.2.0", "name of the image, REPOSITORY:TAG")
 	flag.StringVar(&o.architecture, "arch", "amd64", "architecture for which the programs are built")
 	flag.StringVar(&o.sourceRevision, "revision", "", "commit from which the programs are built")
 	flag.Parse()
