@@ -1,16 +1,12 @@
 package packages
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -57,11 +53,45 @@ func (b *packageInstaller) createAsDryRun(o *unstructured.Unstructured) error {
 	return err
 }
 
+// createPodAsDryRun asks the API server whether it accepts a Pod of a workload: the controller's in
+// a namespace that enforces the Pod security level restricted, and the speaker's in one that
+// enforces privileged. Objects that are no workloads have no Pod.
+func (b *packageInstaller) createPodAsDryRun(o *unstructured.Unstructured) error {
+	namespace, isWorkload := map[string]string{"Deployment": "restricted", "DaemonSet": "metallb-system"}[o.GetKind()]
+	if !isWorkload {
+		return nil
+	}
+	spec, _, err := unstructured.NestedMap(o.Object, "spec", "template", "spec")
+	if err != nil {
+		return err
+	}
+	// What these name is not in the cluster.
+	for _, field := range []string{"serviceAccountName", "priorityClassName", "runtimeClassName"} {
+		delete(spec, field)
+	}
+	pod := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Pod", "spec": spec}}
+	pod.SetName("pod")
+	pod.SetNamespace(namespace)
+	return b.createAsDryRun(pod)
+}
+
+// enforcePodSecurity creates what createPodAsDryRun needs.
+func (b *packageInstaller) enforcePodSecurity() {
+	b.Helper()
+	b.runKubectl("", "create", "namespace", "restricted")
+	for namespace, level := range map[string]string{"restricted": "restricted", "metallb-system": "privileged"} {
+		b.runKubectl("", "label", "namespace", namespace, "pod-security.kubernetes.io/enforce="+level)
+		b.runKubectl("", "-n", namespace, "create", "serviceaccount", "default")
+	}
+}
+
 // TestAPIServerAcceptsManifestsOfEveryValue asks a real API server about the objects that each
-// value of the chart makes.
+// value of the chart makes, and about their Pods. The level restricted forbids only controllers
+// with containers or volumes that a user adds without a security context.
 func TestAPIServerAcceptsManifestsOfEveryValue(t *testing.T) {
 	b := newPackageInstaller(t)
 	b.installForeignCRDs()
+	b.enforcePodSecurity()
 	sets := slices.Concat(slices.Collect(maps.Keys(valuesWithRenderedText)), slices.Collect(maps.Keys(valuesThatRemoveText)))
 	accepted := map[string]bool{}
 	for _, values := range sets {
@@ -84,6 +114,10 @@ func TestAPIServerAcceptsManifestsOfEveryValue(t *testing.T) {
 			}
 			if err := b.createAsDryRun(o); err != nil {
 				t.Errorf("%s: %s %s: %v", values, o.GetKind(), o.GetName(), err)
+			}
+			err = b.createPodAsDryRun(o)
+			if isForbidden := apierrors.IsForbidden(err); err != nil && !(isForbidden && strings.Contains(values, "image: example")) {
+				t.Errorf("%s: a Pod of %s %s: %v", values, o.GetKind(), o.GetName(), err)
 			}
 			accepted[string(text)] = true
 		}
@@ -155,185 +189,4 @@ speaker: {ports: {metrics: 9473, health: 9474}, gossip: {port: 7947}}
 	b.runKubectl("", "get", "clusterrole/second-controller", "clusterrolebinding/second-speaker", "validatingadmissionpolicybinding/second-configuration-namespace", "customresourcedefinition/ipaddresspools.metallb.io")
 	// Without the first release, any name fits.
 	b.runHelm("{}", "install", "third-name", "--take-ownership")
-}
-
-// earlierChartCommit is the commit of the first chart that was released.
-const earlierChartCommit = "4ed98b1"
-
-// extractEarlierChart writes an earlier chart into a directory, or skips the test if the repository
-// is a clone without its history.
-func extractEarlierChart(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	archive := exec.CommandContext(t.Context(), "git", "-C", RepositoryRoot(), "archive", earlierChartCommit, "charts", "config")
-	text, err := archive.Output()
-	if err != nil {
-		t.Skipf("the repository lacks the commit %s: fetch its history", earlierChartCommit)
-	}
-	extract := exec.CommandContext(t.Context(), "tar", "-x", "-C", dir)
-	extract.Stdin = bytes.NewReader(text)
-	if out, err := extract.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return filepath.Join(dir, "charts", "gantry")
-}
-
-// TestUpgradeFromEarlierChart upgrades a release with values of the earlier chart, and rolls it
-// back. What users applied stays, also when the release is uninstalled and installed again under
-// another name.
-func TestUpgradeFromEarlierChart(t *testing.T) {
-	earlier := extractEarlierChart(t)
-	b := newPackageInstaller(t)
-	b.installForeignCRDs()
-	const values = `
-imagePullSecrets: [{name: registry}]
-loadBalancerClass: example.com/gantry
-controller: {replicas: 1, podLabels: {team: net}, affinity: {nodeAffinity: {}}}
-speaker: {gossip: {port: 7947}, layer2: {refreshInterval: 2m}, tolerations: []}
-webhook: {enabled: true, failurePolicy: Ignore}
-prometheus: {enabled: true, interval: 30s, labels: {release: prometheus}}
-`
-	b.chart = earlier
-	b.runHelm(values, "install", "gantry", "--take-ownership", "--force-conflicts")
-	b.chart = ""
-	b.runKubectl(userObjectsManifest, "apply", "-f", "-")
-	b.runHelm(values, "upgrade", "gantry")
-	b.runHelm("", "rollback", "gantry")
-	b.runHelm(values, "upgrade", "gantry")
-	b.runHelm("", "uninstall", "gantry")
-	b.runKubectl(userObjectsManifest, "get", "-f", "-")
-	b.runHelm(values, "install", "renamed", "--take-ownership")
-	b.runKubectl(userObjectsManifest, "get", "-f", "-")
-}
-
-// userObjectsManifest has an object of each kind that users write. Its texts are not in the form
-// that a program would write them.
-const userObjectsManifest = `---
-apiVersion: metallb.io/v1beta1
-kind: IPAddressPool
-metadata: {name: pool, namespace: metallb-system}
-spec: {addresses: [192.0.2.10 - 192.0.2.20, "2001:DB8:0::/120"]}
----
-apiVersion: metallb.io/v1beta1
-kind: L2Advertisement
-metadata: {name: l2, namespace: metallb-system}
----
-apiVersion: metallb.io/v1beta1
-kind: BGPAdvertisement
-metadata: {name: bgp, namespace: metallb-system}
-spec: {communities: ["64512:100"]}
----
-apiVersion: metallb.io/v1beta1
-kind: BFDProfile
-metadata: {name: fast, namespace: metallb-system}
----
-apiVersion: metallb.io/v1beta1
-kind: Community
-metadata: {name: communities, namespace: metallb-system}
-spec: {communities: [{name: vpn, value: "64512:1"}]}
----
-apiVersion: metallb.io/v1beta2
-kind: BGPPeer
-metadata: {name: router, namespace: metallb-system}
-spec: {myASN: 64512, peerASN: 64513, peerAddress: "2001:DB8:0::1", holdTime: 90s, keepaliveTime: 0h0m30s, bfdProfile: fast}
----
-apiVersion: metallb.io/v1beta1
-kind: BGPPeer
-metadata: {name: old, namespace: metallb-system}
-spec: {myASN: 64512, peerASN: 64513, peerAddress: 192.0.2.1}
----
-apiVersion: gantry.dev/v1alpha1
-kind: AddressReservation
-metadata: {name: later, namespace: metallb-system}
-spec: {service: {namespace: default, name: web}, addresses: [192.0.2.11]}
-`
-
-// TestApplyingTwiceChangesNothing: a tool that compares what is applied with what is stored, such
-// as Argo CD or Flux, would otherwise write for ever.
-func TestApplyingTwiceChangesNothing(t *testing.T) {
-	if _, err := exec.LookPath("diff"); err != nil {
-		t.Skip("kubectl diff runs the program diff, which is missing")
-	}
-	b := newPackageInstaller(t)
-	b.installForeignCRDs()
-	// Nothing runs here that could answer for the webhook.
-	const values = "{webhook: {enabled: true, failurePolicy: Ignore}, prometheus: {enabled: true}}"
-	byHelm, err := RenderHelm(t.Context(), "metallb-system", values)
-	if err != nil {
-		t.Fatal(err)
-	}
-	byKustomize, err := RenderKustomize(t.Context(), "prometheus")
-	if err != nil {
-		t.Fatal(err)
-	}
-	serverSide := []string{"--server-side", "--force-conflicts"}
-	for _, way := range []struct {
-		name, manifests string
-		flags           []string
-	}{
-		{"kustomize, client-side", byKustomize, nil}, {"kustomize, server-side", byKustomize, serverSide},
-		{"Helm, client-side", byHelm, nil}, {"Helm, server-side", byHelm, serverSide},
-	} {
-		manifests := way.manifests + userObjectsManifest
-		apply := func() string {
-			b.runKubectl(manifests, slices.Concat([]string{"apply", "-f", "-"}, way.flags)...)
-			return b.resourceVersions(manifests)
-		}
-		before := apply()
-		if out, err := b.kubectl.Run(t.Context(), manifests, slices.Concat([]string{"diff", "-f", "-"}, way.flags)...); err != nil {
-			t.Errorf("%s: a second application would change\n%s%v", way.name, out, err)
-		}
-		if diff := gocmp.Diff(before, apply()); diff != "" {
-			t.Errorf("%s: a second application has changed objects:\n%s", way.name, diff)
-		}
-	}
-	b.runHelm(values, "install", "gantry", "--take-ownership", "--force-conflicts")
-	before := b.resourceVersions(byHelm)
-	b.runHelm(values, "upgrade", "gantry")
-	if diff := gocmp.Diff(before, b.resourceVersions(byHelm)); diff != "" {
-		t.Errorf("an upgrade to the same values has changed objects:\n%s", diff)
-	}
-}
-
-// resourceVersions returns a line for each object of the manifests, with its version.
-func (b *packageInstaller) resourceVersions(manifests string) string {
-	b.Helper()
-	return b.runKubectl(manifests, "get", "-f", "-", "-o", `jsonpath={range .items[*]}{.kind}{" "}{.metadata.name}{" "}{.metadata.resourceVersion}{"\n"}{end}`)
-}
-
-// TestProgramsMayNotWriteWhatUsersApply: what a program adds to the spec of an object is a
-// difference to what the user applied. The API server lets the programs write the status alone.
-func TestProgramsMayNotWriteWhatUsersApply(t *testing.T) {
-	skipWithoutHelmAndKustomize(t)
-	text, err := RenderHelm(t.Context(), "metallb-system", "webhook: {enabled: true}")
-	if err != nil {
-		t.Fatal(err)
-	}
-	objects, err := SplitObjects(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ofUsers := []string{"services", "ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "addressreservations"}
-	found := map[string]bool{}
-	for _, o := range objects {
-		rules, _, _ := unstructured.NestedSlice(o.Object, "rules")
-		for _, r := range rules {
-			resources, _, _ := unstructured.NestedStringSlice(r.(map[string]any), "resources")
-			verbs, _, _ := unstructured.NestedStringSlice(r.(map[string]any), "verbs")
-			for _, resource := range resources {
-				if !slices.Contains(ofUsers, resource) {
-					continue
-				}
-				found[resource] = true
-				for _, verb := range verbs {
-					if !slices.Contains([]string{"get", "list", "watch"}, verb) {
-						t.Errorf("%s %s may %s %s", o.GetKind(), o.GetName(), verb, resource)
-					}
-				}
-			}
-		}
-	}
-	if len(found) != len(ofUsers) {
-		t.Errorf("the roles are about %v, want %v: this test looks in the wrong place", found, ofUsers)
-	}
 }
