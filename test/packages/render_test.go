@@ -340,3 +340,69 @@ func TestEveryCRDIsInstalled(t *testing.T) {
 		}
 	}
 }
+
+// refusingKinds are the kinds of objects by which the API server refuses other objects.
+var refusingKinds = []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"}
+
+// TestUninstallingAnyOverlayLeavesNothingThatRefuses compares each overlay with each one that a
+// user may name when uninstalling. Only the webhook's configuration can be left. It belongs to the
+// Namespace, which every overlay has (TestInstallAndUninstallByEveryPackage).
+func TestUninstallingAnyOverlayLeavesNothingThatRefuses(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	objectsByOverlay := map[string]map[string]map[string]any{}
+	for overlay := range EquivalentHelmValuesByKustomizeOverlay {
+		text, err := RenderKustomize(t.Context(), overlay)
+		if err != nil {
+			t.Fatal(err)
+		}
+		objectsByOverlay[overlay] = indexObjectsByName(t, text)
+	}
+	found := 0
+	for installed, objects := range objectsByOverlay {
+		for removed, others := range objectsByOverlay {
+			if others["v1 Namespace  metallb-system"] == nil {
+				t.Errorf("config/%s has no Namespace, so an uninstallation leaves the webhook", removed)
+			}
+			for name, o := range objects {
+				if !slices.Contains(refusingKinds, o["kind"].(string)) {
+					continue
+				}
+				found++
+				if isLeft := others[name] == nil; isLeft && (installed != "webhook" || o["kind"] != "ValidatingWebhookConfiguration") {
+					t.Errorf("config/%s installs %s, and an uninstallation of config/%s leaves it", installed, name, removed)
+				}
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no overlay has an object that refuses others: this test looks in the wrong place")
+	}
+}
+
+// TestWebhookAsksOnlyWhatItMayRefuse: without a controller that answers, objects can be deleted,
+// and so can their namespace. Finalizers and labels can change.
+func TestWebhookAsksOnlyWhatItMayRefuse(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	text, err := RenderHelm(t.Context(), "metallb-system", "webhook: {enabled: true, failurePolicy: Fail}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	configuration := indexObjectsByName(t, text)["admissionregistration.k8s.io/v1 ValidatingWebhookConfiguration  gantry-webhook"]
+	webhooks, _, _ := unstructured.NestedSlice(configuration, "webhooks")
+	if len(webhooks) != 7 {
+		t.Errorf("the configuration has %d webhooks, want one for each of six kinds and one for deletions", len(webhooks))
+	}
+	for _, w := range webhooks {
+		webhook := w.(map[string]any)
+		rules, _, _ := unstructured.NestedSlice(webhook, "rules")
+		for _, r := range rules {
+			operations, _, _ := unstructured.NestedStringSlice(r.(map[string]any), "operations")
+			if slices.Contains(operations, "DELETE") && webhook["failurePolicy"] != "Ignore" {
+				t.Errorf("%s is in the way of deletions while no controller answers", webhook["name"])
+			}
+			if conditions, _, _ := unstructured.NestedSlice(webhook, "matchConditions"); slices.Contains(operations, "UPDATE") && len(conditions) == 0 {
+				t.Errorf("%s is asked about updates that leave the spec as it is", webhook["name"])
+			}
+		}
+	}
+}

@@ -107,7 +107,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- define "gantry.change.webhook" -}}
 {{- $values := .root.Values.webhook }}
 {{- range .object.webhooks }}
-{{- $_ := set . "failurePolicy" $values.failurePolicy }}
+{{- if ne .failurePolicy "Ignore" }}{{ $_ := set . "failurePolicy" $values.failurePolicy }}{{ end }}
 {{- $_ := set . "timeoutSeconds" $values.timeoutSeconds }}
 {{- end }}
 {{- end -}}
