@@ -54,6 +54,7 @@ type PoolExtension struct {
 	// Probe makes a speaker check by ARP or Neighbor Solicitation whether a host uses an address
 	// already, before a new Service gets it. If a host answers, the address goes into quarantine
 	// and another one is tried. Default: no check.
+	// +structType=atomic
 	// +optional
 	Probe *PoolAcquireProbe `json:"probe,omitempty"`
 
@@ -61,6 +62,7 @@ type PoolExtension struct {
 	// to others. Each Service gets another address that it could get if it were new, at its turn.
 	// It keeps what it has until the other address is written, and for as long as none is free. A
 	// Service that requests a retired address keeps it. Default: nothing is retired.
+	// +structType=atomic
 	// +optional
 	Retire *PoolRetirement `json:"retire,omitempty"`
 }
