@@ -17,7 +17,7 @@ import (
 )
 
 // otherPrograms are programs whose arguments this test does not know.
-var otherPrograms = []string{"arping", "ndisc6", "tcpdump", "ip", "curl", "nft", "oc", "docker", "nc", "chcon", "bin/lab", "TOKEN", "sh", "vtysh", "birdc", "tar"}
+var otherPrograms = []string{"arping", "ndisc6", "tcpdump", "ip", "curl", "nft", "oc", "docker", "nc", "chcon", "bin/lab", "bin/crane", "TOKEN", "sh", "vtysh", "birdc", "tar"}
 
 // kubectlVerbs are the verbs of kubectl on the pages, with those that take the kind of an object as
 // their first argument.
