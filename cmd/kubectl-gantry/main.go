@@ -1,7 +1,7 @@
 // Command kubectl-gantry says whether Gantry and its Services work, and why not. kubectl runs it as
 // "kubectl gantry"; it also runs alone. It works with the rights of the user, and changes nothing
-// but what the commands drain, undrain, move, release and retire name. The command preflight
-// creates Pods for a moment.
+// but what the commands drain, undrain, move, release, retire and migrate name. The command
+// preflight creates Pods for a moment.
 package main
 
 import (

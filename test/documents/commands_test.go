@@ -27,7 +27,8 @@ var kubectlVerbs = map[string]bool{
 }
 
 // kubernetesKinds are the kinds of Kubernetes itself on the pages, as kubectl spells them.
-var kubernetesKinds = []string{"service", "services", "svc", "secret", "secrets", "deployment", "daemonset", "pods", "pod", "lease", "leases", "node", "nodes", "namespace", "events", "endpointslices", "configmap", "validatingwebhookconfigurations", "crd", "crds", "customresourcedefinition", "customresourcedefinitions", "deploy", "ds"}
+var kubernetesKinds = []string{"service", "services", "svc", "secret", "secrets", "deployment", "daemonset", "pods", "pod", "lease", "leases", "node", "nodes", "namespace", "events", "endpointslices", "configmap", "validatingwebhookconfigurations", "crd", "crds", "customresourcedefinition", "customresourcedefinitions", "deploy", "ds",
+	"serviceaccount", "role", "rolebinding", "networkpolicy", "clusterrole", "clusterrolebinding", "validatingwebhookconfiguration"}
 
 // commandChecker knows what may be run.
 type commandChecker struct {
@@ -151,6 +152,9 @@ func (c *commandChecker) checkGo(args []string) error {
 
 // checkHelm checks the values and the path of the chart.
 func (c *commandChecker) checkHelm(args []string) error {
+	if slices.Contains(args, metalLBChart) { // its values are not ours
+		return nil
+	}
 	for i, a := range args {
 		if a == "charts/gantry" {
 			continue
@@ -173,6 +177,9 @@ func (c *commandChecker) checkHelm(args []string) error {
 	}
 	return nil
 }
+
+// metalLBChart is the chart of the way back from Gantry.
+const metalLBChart = "metallb/metallb"
 
 // kubectlFlagsWithValue are the flags of kubectl on the pages whose value is the next word.
 var kubectlFlagsWithValue = []string{"-n", "--namespace", "-o", "-f", "-k", "-l", "-c", "--for"}

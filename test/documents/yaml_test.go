@@ -115,7 +115,7 @@ func TestYAMLBlocksAreValid(t *testing.T) {
 				case hasKind, hasSpec, hasMetadata:
 					err = checkManifest(scheme, document)
 				case isKustomization(values):
-					if extra := slices.DeleteFunc(slices.Sorted(maps.Keys(values)), func(k string) bool { return k == "resources" || k == "images" || k == "components" }); len(extra) > 0 {
+					if extra := slices.DeleteFunc(slices.Sorted(maps.Keys(values)), func(k string) bool { return k == "resources" || k == "images" || k == "components" || k == "patches" }); len(extra) > 0 {
 						err = fmt.Errorf("this test does not know the fields %v of a kustomization", extra)
 					}
 				default:

@@ -18,6 +18,7 @@ var placesThatMayMatchAdvertisements = []struct{ place, because string }{
 	{"controller/allocate", "ServiceSelectors of a pool"},
 	{"speaker/status/status.go", "Interfaces of a report"},
 	{"cmd/kubectl-gantry/explain", "Interfaces of a report"},
+	{"cmd/kubectl-gantry/legacyconfig", "NodeSelectors of a ConfigMap, which become those of a BGPPeer"},
 }
 
 const advertisementMatchRuleReason = "the explanation of a Service is what speakers do only as long as one package matches advertisements: call internal/advertise"

@@ -30,7 +30,8 @@ func readRepositoryFile(t *testing.T, path ...string) string {
 	return string(text)
 }
 
-// readDocumentedChartValues returns the text about each value of the chart in docs/chart-values.md.
+// readDocumentedChartValues returns the text about each value of the chart in
+// docs/chart-values.md.
 func readDocumentedChartValues(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -103,20 +104,20 @@ func TestChartSchemaHasExactlyDocumentedValues(t *testing.T) {
 // TestChartSchemaHasRefusedValuesOfMetalLB: the schema has to accept the values of MetalLB's chart
 // that the chart itself refuses with better words. What is written there has to exist.
 func TestChartSchemaHasRefusedValuesOfMetalLB(t *testing.T) {
-	insteadByPath := map[string]string{}
-	if err := yaml.UnmarshalStrict([]byte(readRepositoryFile(t, "charts", "gantry", "files", "metallb-values.yaml")), &insteadByPath); err != nil {
+	entries := map[string]metalLBValue{}
+	if err := yaml.Unmarshal([]byte(readRepositoryFile(t, "charts", "gantry", "files", "metallb-values.yaml")), &entries); err != nil {
 		t.Fatal(err)
 	}
 	documented := readDocumentedChartValues(t)
-	for path, instead := range insteadByPath {
-		if documented[path] != "" {
+	var refused []string
+	for path, e := range entries {
+		if !e.IsAccepted {
+			refused = append(refused, path)
+		}
+		if !e.IsAccepted && documented[path] != "" {
 			t.Errorf("%s is refused, although it is a value of the chart", path)
 		}
-		for _, m := range regexp.MustCompile(`"([^"]+)"`).FindAllStringSubmatch(instead, -1) {
-			if documented[m[1]] == "" {
-				t.Errorf("%s: %q names %s, which is not a value of the chart", path, instead, m[1])
-			}
-		}
+		checkMetalLBValueNamesExistingValues(t, path, e, documented)
 	}
 	accepted := map[string]bool{}
 	definitions := struct {
@@ -137,7 +138,37 @@ func TestChartSchemaHasRefusedValuesOfMetalLB(t *testing.T) {
 		}
 	}
 	walk("", readChartSchema(t))
-	if got, want := slices.Sorted(maps.Keys(accepted)), slices.Sorted(maps.Keys(insteadByPath)); !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(accepted)), slices.Sorted(slices.Values(refused)); !slices.Equal(got, want) {
 		t.Errorf("the schema has the values of MetalLB\n%q\nand files/metallb-values.yaml has\n%q", got, want)
+	}
+}
+
+// metalLBValue is what these tests read of an entry of files/metallb-values.yaml.
+type metalLBValue struct {
+	IsAccepted bool                    `json:"accepted"`
+	To         []string                `json:"to"`
+	Refusal    string                  `json:"refuse"`
+	NotNeeded  string                  `json:"notNeeded"`
+	None       string                  `json:"none"`
+	Values     map[string]metalLBValue `json:"values"`
+}
+
+// checkMetalLBValueNamesExistingValues checks the values of the chart that an entry names, and
+// those of the entries below it.
+func checkMetalLBValueNamesExistingValues(t *testing.T, path string, e metalLBValue, documented map[string]string) {
+	t.Helper()
+	named := e.To
+	for _, text := range []string{e.Refusal, e.NotNeeded, e.None} {
+		for _, m := range regexp.MustCompile(`"([a-zA-Z]+[.][^"]+|fullnameOverride)"`).FindAllStringSubmatch(text, -1) {
+			named = append(named, m[1])
+		}
+	}
+	for _, name := range named {
+		if documented[name] == "" {
+			t.Errorf("%s names %s, which is not a value of the chart", path, name)
+		}
+	}
+	for name, below := range e.Values {
+		checkMetalLBValueNamesExistingValues(t, path+"."+name, below, documented)
 	}
 }

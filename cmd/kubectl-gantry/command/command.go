@@ -100,7 +100,7 @@ func (p *program) newRootCommand() *cobra.Command {
 	flags.BoolVarP(&p.isWatching, "watch", "w", false, "draw the answer again every two seconds")
 	flags.StringVar(&p.bundleFile, bundleFileFlagName, "", "read from a file of support-bundle instead of a cluster")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(p.newExplainCommand(), p.newStatusCommand())
+	root.AddCommand(p.newExplainCommand(), p.newStatusCommand(), p.newMigrateCommand())
 	root.AddCommand(p.newListingCommands()...)
 	root.AddCommand(p.newPreviewCommand())
 	root.AddCommand(p.newOperationCommands()...)
