@@ -169,9 +169,11 @@ const (
 	// EventNotEnoughClusterIPs: a Service requires two families and has cluster IPs of one.
 	EventNotEnoughClusterIPs = "not enough clusterips"
 	// EventNoClusterIPs: a Service has no cluster IP.
-	EventNoClusterIPs   = "noclusterIPsIPFamily"
-	EventNodeAssigned   = "nodeAssigned"
-	EventAnnounceFailed = "announceFailed"
+	EventNoClusterIPs = "noclusterIPsIPFamily"
+	// EventOtherController: another program has changed the addresses of a Service.
+	EventOtherController = "otherController"
+	EventNodeAssigned    = "nodeAssigned"
+	EventAnnounceFailed  = "announceFailed"
 	// EventAnnounced: a Service that was not announced is announced again.
 	EventAnnounced = "announced"
 	// EventRequestedHolderUnavailable: the node that a Service asks for cannot hold its addresses.

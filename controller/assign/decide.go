@@ -146,6 +146,9 @@ func (r *ServiceWorker) adoptStatusOfOtherWriterIntoLedger(v *view.Service, rec 
 	}
 	addresses = allocate.UnionAddresses(addresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, baseVersion))
 	// If no pool has the addresses any more, only the Service says from which pool they are.
+	if len(held.Addresses) > 0 && len(v.AssignedAddresses) > 0 && !slices.Equal(v.AssignedAddresses, held.Addresses) {
+		startRivalCheck(r, v.Key, rec)
+	}
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
 		commitHoldableAddresses(r.ledger, v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
@@ -174,6 +177,9 @@ func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d a
 	if r.LeaderAbsence != nil {
 		d.Text += r.LeaderAbsence().describeWaitOfService(s)
 	}
+	if rec := r.recordByService[v.Key]; rec != nil {
+		d.Text += rec.rivalText(r.Now())
+	}
 	if d.Reason == names.ReasonAssigned && !d.DecideAgainWhenAddressesFree {
 		r.waitingServices.removeService(v.Key)
 	} else {
@@ -199,6 +205,7 @@ func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d a
 		// It is logged once in each contentionDetectionInterval.
 		if rec.recentWriteCount == maxWritesBeforeContended+1 {
 			r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
+			startRivalCheck(r, v.Key, rec)
 		}
 		r.workQueue.addChangedServiceAfter(v.Key, contendedWriteDelay)
 		return

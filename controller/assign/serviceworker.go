@@ -137,6 +137,10 @@ type serviceRecord struct {
 	recentWritesSince time.Time
 	// wantsToShare says that the Service had a sharing key when it was last decided.
 	wantsToShare bool
+	// rivalWriter is the other program that has changed the addresses; empty for none.
+	// rivalCheckedAt is when that was last asked.
+	rivalWriter    string
+	rivalCheckedAt time.Time
 }
 
 // maxServicesDecidedPerTurn bounds how many Services are decided before results are handled: some

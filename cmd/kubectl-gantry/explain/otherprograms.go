@@ -1,8 +1,8 @@
 package explain
 
 import (
-	"bytes"
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -17,33 +17,47 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/announcedcondition"
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // explainOtherStatusWriter says that another program writes the addresses of the Service. The API
 // server records who wrote which field.
 func (c *serviceDiagnosis) explainOtherStatusWriter() names.Explanation {
-	var own time.Time
-	var other *metav1.ManagedFieldsEntry
-	for i := range c.service.ManagedFields {
-		f := &c.service.ManagedFields[i]
-		if f.FieldsV1 == nil || f.Time == nil || f.Subresource != "status" {
-			continue
-		}
-		switch fields := f.FieldsV1.GetRawBytes(); {
-		case bytes.Contains(fields, []byte(names.ConditionAddressAssigned)):
-			own = f.Time.Time
-		case bytes.Contains(fields, []byte(`"f:loadBalancer"`)) && !strings.HasPrefix(f.Manager, "kubectl"):
-			other = f
-		}
+	other, own := view.OtherStatusWriter(c.service)
+	if other != nil && own == nil && c.addressCondition == nil && len(c.service.Status.LoadBalancer.Ingress) > 0 && !c.installation.controllerFault.IsSet() {
+		return names.NewExplanation(names.ReasonOtherController, "another program (%s) gave it %s at %s, and Gantry has given it nothing: let only one serve it, by spec.loadBalancerClass for example", view.DescribeStatusWriter(other.Manager), describeIngress(c.service), describeTime(other.Time))
 	}
-	if other != nil && own.IsZero() && c.addressCondition == nil && len(c.service.Status.LoadBalancer.Ingress) > 0 && !c.installation.controllerFault.IsSet() {
-		return names.NewExplanation(names.ReasonOtherController, "another program (%s) gave it %s at %s, and Gantry has given it nothing: let only one serve it, by spec.loadBalancerClass for example", other.Manager, describeIngress(c.service), describeTime(other.Time))
-	}
-	// One that served the Service before Gantry did, or that wrote once, is no fault.
-	if other == nil || own.IsZero() || other.Time.Time.Before(own.Add(-maxRivalWriteInterval)) || c.now().Sub(other.Time.Time) > rivalWriterStoppedTimeout {
+	if other = c.findRecentRivalWriter(c.service); other == nil {
 		return names.Explanation{}
 	}
-	return names.NewExplanation(names.ReasonOtherController, "another program writes its addresses too: %s did at %s: let only one serve it, by spec.loadBalancerClass for example", other.Manager, describeTime(other.Time))
+	return names.NewExplanation(names.ReasonOtherController, "another program writes its addresses too: %s did at %s: let only one serve it, by spec.loadBalancerClass for example", view.DescribeStatusWriter(other.Manager), describeTime(other.Time))
+}
+
+// findRecentRivalWriter returns what the API server recorded of another program that writes the
+// addresses of a Service of Gantry, nil if none does. One that served the Service before Gantry
+// did, or that wrote once, is no fault.
+func (e *Explainer) findRecentRivalWriter(s *corev1.Service) *metav1.ManagedFieldsEntry {
+	other, own := view.OtherStatusWriter(s)
+	if other == nil || own == nil || other.Time.Time.Before(own.Time.Add(-maxRivalWriteInterval)) || e.now().Sub(other.Time.Time) > rivalWriterStoppedTimeout {
+		return nil
+	}
+	return other
+}
+
+// explainStatusWriters says that other programs write the addresses of Services of Gantry.
+func (o *overview) explainStatusWriters() names.Explanation {
+	servicesByWriter := map[string][]string{}
+	for i := range o.gantryServices {
+		s := &o.gantryServices[i]
+		if other := o.findRecentRivalWriter(s); other != nil {
+			servicesByWriter[other.Manager] = append(servicesByWriter[other.Manager], s.Namespace+"/"+s.Name)
+		}
+	}
+	if len(servicesByWriter) == 0 {
+		return names.Explanation{}
+	}
+	manager := slices.Min(slices.Collect(maps.Keys(servicesByWriter)))
+	return names.NewExplanation(names.ReasonOtherController, "another program (%s) writes the addresses of %s too: let only one serve them, by spec.loadBalancerClass for example", view.DescribeStatusWriter(manager), joinFirstElements(servicesByWriter[manager], maxListedElements))
 }
 
 // describeIngress lists the addresses and host names in the status of a Service.
@@ -56,8 +70,8 @@ func describeIngress(s *corev1.Service) string {
 }
 
 const (
-	// maxRivalWriteInterval is how long before Gantry's last write another one counts as a rival's.
-	// Gantry answers a rival within seconds.
+	// maxRivalWriteInterval is how long before Gantry's last write another one counts as a
+	// rival's. Gantry answers a rival within seconds.
 	maxRivalWriteInterval = time.Minute
 	// rivalWriterStoppedTimeout is how long a rival is quiet at least when it has stopped: it
 	// writes as often as Gantry does.
@@ -145,8 +159,8 @@ func ParseProxyConfiguration(data map[string]string) (mode string, hasStrictARP 
 	return mode, hasStrictARP
 }
 
-// kubeProxyLacksStrictARP reports whether kube-proxy is configured for ipvs without strictARP: then
-// the kernel of every node answers for every address.
+// kubeProxyLacksStrictARP reports whether kube-proxy is configured for ipvs without strictARP:
+// then the kernel of every node answers for every address.
 func (e *Explainer) kubeProxyLacksStrictARP(ctx context.Context) bool {
 	var config corev1.ConfigMap
 	if err := e.objectReader.Get(ctx, ProxyConfigMap, &config); err != nil {
@@ -167,8 +181,8 @@ func (e *Explainer) explainMissingStrictARP(ctx context.Context) names.Explanati
 // minAddressesOfARPProxy is for how many addresses one host answers that seems to do proxy ARP.
 const minAddressesOfARPProxy = 3
 
-// explainForeignAnswer says more about a host that answers for an address of the Service: it may be
-// a node, or answer for everything.
+// explainForeignAnswer says more about a host that answers for an address of the Service: it may
+// be a node, or answer for everything.
 func (c *serviceDiagnosis) explainForeignAnswer(ctx context.Context, why names.Explanation) names.Explanation {
 	for _, f := range announcedcondition.FindReportedAddressConflicts(c.installation.speakerStatusByNode, c.view.AssignedAddresses) {
 		mac := f.MAC

@@ -190,6 +190,9 @@ func (o *overview) addRivalChecks(ctx context.Context) error {
 	if rival.IsSet() {
 		o.addCheck(rivalCheckName, report.ResultNotWell, rival.Explanation)
 	}
+	if writer := o.explainStatusWriters(); !rival.IsSet() && writer.IsSet() {
+		o.addCheck(rivalCheckName, report.ResultNotWell, writer)
+	}
 	if remains := explainRemainsOfGantry(ctx, o.Explainer); remains.IsSet() {
 		o.addCheck(rivalCheckName, report.ResultNotWell, remains)
 	}

@@ -138,9 +138,7 @@ var faultsOutsideGantry = []serviceFaultCase{
 	{name: "a selector without Pods", edits: []manifestEdit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}}, wantReason: names.ReasonNoEndpoints, answerContains: "the selector app=web matches no Pod"},
 	{name: "no selector", edits: []manifestEdit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}, {"selector: {app: web}, ", ""}}, wantReason: names.ReasonNoEndpoints, answerContains: "the Service has no selector"},
 	{name: "a BGPAdvertisement without BGP", edits: []manifestEdit{noAnsweringNodeEdit, {"command: [/controller]", "command: [/controller, --bgp=disabled]"}, {"kind: L2Advertisement", "kind: BGPAdvertisement"}}, wantReason: names.ReasonNoAdvertisement, answerContains: "192.168.0.201 is not announced"},
-	{name: "another program that writes the status", edits: []manifestEdit{{"metadata: {name: web, namespace: default,", `metadata: {name: web, namespace: default, managedFields: [` +
-		`{manager: controller, operation: Update, apiVersion: v1, subresource: status, time: "2026-03-01T11:59:00Z", fieldsType: FieldsV1, fieldsV1: {"f:status": {"f:conditions": {'k:{"type":"gantry.dev/AddressAssigned"}': {}}}}},` +
-		`{manager: kube-vip, operation: Update, apiVersion: v1, subresource: status, time: "2026-03-01T11:59:01Z", fieldsType: FieldsV1, fieldsV1: {"f:status": {"f:loadBalancer": {"f:ingress": {}}}}}],`}},
+	{name: "another program that writes the status", edits: []manifestEdit{kubeVIPWritesStatusEdit},
 		wantReason: names.ReasonOtherController, answerContains: "another program writes its addresses too: kube-vip did at 2026-03-01 11:59:01 UTC"},
 }
 
@@ -261,5 +259,23 @@ func TestMissingPoolNamesUnansweredWebhook(t *testing.T) {
 	r, err := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+webhookManifest).Build()).ExplainPool(t.Context(), "dmz")
 	if err != nil || r.Reason != names.ReasonWebhookDown || !strings.Contains(r.AnswerWithReason(), "there is no IPAddressPool dmz") {
 		t.Errorf("%v, %+v", err, r)
+	}
+}
+
+// kubeVIPWritesStatusEdit makes kube-vip write the addresses of the Service after Gantry did.
+var kubeVIPWritesStatusEdit = manifestEdit{"metadata: {name: web, namespace: default,", `metadata: {name: web, namespace: default, managedFields: [` +
+	`{manager: controller, operation: Update, apiVersion: v1, subresource: status, time: "2026-03-01T11:59:00Z", fieldsType: FieldsV1, fieldsV1: {"f:status": {"f:conditions": {'k:{"type":"gantry.dev/AddressAssigned"}': {}}}}},` +
+	`{manager: kube-vip, operation: Update, apiVersion: v1, subresource: status, time: "2026-03-01T11:59:01Z", fieldsType: FieldsV1, fieldsV1: {"f:status": {"f:loadBalancer": {"f:ingress": {}}}}}],`}
+
+// TestStatusNamesProgramThatWritesAddresses: a rival that is no MetalLB has no workload that can be
+// known, but it writes.
+func TestStatusNamesProgramThatWritesAddresses(t *testing.T) {
+	manifests := replaceManifestText(t, installationManifests+workingServiceManifests, kubeVIPWritesStatusEdit.oldText, kubeVIPWritesStatusEdit.newText)
+	r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "another program (kube-vip) writes the addresses of default/web too"; r.Reason != names.ReasonOtherController || !strings.Contains(r.Answer, want) {
+		t.Errorf("it says %s, want %q", r.AnswerWithReason(), want)
 	}
 }
