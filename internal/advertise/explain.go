@@ -189,7 +189,7 @@ func (f *unannouncedService) explainAllSelectedNodesExcluded() names.Explanation
 	if f.anyNodeSelected || !f.anyExcludedNodeSelected {
 		return names.Explanation{}
 	}
-	return names.Explanation{Reason: names.ReasonNodeExcluded, Text: "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"}
+	return names.Explanation{Reason: names.ReasonNodeExcluded, Text: "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them. In a cluster without other nodes, set the flag --ignore-exclude-lb instead (chart: speaker.ignoreExcludeLB)"}
 }
 
 func (f *unannouncedService) explainNoNodeSelected() names.Explanation {

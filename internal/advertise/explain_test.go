@@ -150,7 +150,7 @@ var unannouncedServiceCases = map[string]struct {
 		e.addBGPPeer("x")
 		e.excludeNodes(0, 1, 2)
 	},
-		want: names.ReasonNodeExcluded, text: "remove it from one of them"},
+		want: names.ReasonNodeExcluded, text: "remove it from one of them. In a cluster without other nodes, set the flag --ignore-exclude-lb"},
 	"node selectors that match no node": {edit: func(e *exampleCluster) {
 		e.addL2Advertisement(limitL2AdToNode("none"), "four")
 		e.addBGPAdvertisement(limitBGPAdToNode("none"), "four")

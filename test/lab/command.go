@@ -81,7 +81,7 @@ func addLabOptionFlags(c *cobra.Command, o *Options) {
 	c.Flags().IntVar(&o.Nodes, "nodes", 3, "number of nodes, 1 to 20")
 	c.Flags().IntVar(&o.Routers, "routers", 1, "number of routers, 1 or 2")
 	c.Flags().StringVar(&o.ProxyMode, "proxy-mode", KubeProxyNFTables, "kube-proxy's mode: nftables or iptables")
-	c.Flags().StringVar(&o.Families, "families", IPv4Only, "ipv4 or dual")
+	c.Flags().StringVar(&o.Families, "families", IPv4Only, "ipv4, ipv6 or dual")
 	c.Flags().StringVar(&o.GantryBinDir, "bin-dir", filepath.Join(RepositoryRoot(), "bin"), "directory of Gantry's binaries")
 }
 

@@ -25,7 +25,7 @@ import (
 // scheduler.
 func (s *supervisor) startControlPlane(ctx context.Context) error {
 	cred := filepath.Join(s.options.Dir, "credentials")
-	if err := writeCertificatesTokensAndKubeconfigs(cred); err != nil {
+	if err := writeCertificatesTokensAndKubeconfigs(cred, &s.options); err != nil {
 		return err
 	}
 	ns := s.hostByName["cp"].namespace
@@ -46,11 +46,11 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	api, err := start("kube-apiserver", append(audit, "--etcd-servers=http://127.0.0.1:2379",
-		"--bind-address=127.0.0.1", "--secure-port=6444", "--advertise-address="+apiServerIPAddress,
+		"--bind-address=127.0.0.1", "--secure-port=6444", "--advertise-address="+s.options.apiServerIPAddress(),
 		"--tls-cert-file="+in("server.crt"), "--tls-private-key-file="+in("server.key"), "--token-auth-file="+in("tokens.csv"),
 		"--authorization-mode=RBAC", "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+in("sa.key"), "--service-account-signing-key-file="+in("sa.key"),
-		"--service-cluster-ip-range="+strings.Join(s.options.networksOfEnabledFamilies("10.96.0.0/16", "fd00:10:96::/112"), ","),
+		"--service-cluster-ip-range="+strings.Join(s.options.networksOfEnabledFamilies(clusterIPv4Network, clusterIPv6Network), ","),
 		// The API server calls webhooks at the Pods' own addresses, because no kube-proxy runs next
 		// to it.
 		"--enable-aggregator-routing=true",
@@ -70,7 +70,7 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.relay.namespace = ns
+	s.relay.namespace, s.relay.address = ns, s.options.apiServerIPAndPort()
 	if err := s.relay.startListening(); err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ bindAddress: %s
 clientConnection: {kubeconfig: %s}
 conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 %s: {minSyncPeriod: 50ms}
-`, s.options.ProxyMode, strings.Join(s.options.networksOfEnabledFamilies("10.244.0.0/16", "fd00:10:244::/48"), ","), h.name, h.addresses[0],
+`, s.options.ProxyMode, strings.Join(s.options.networksOfEnabledFamilies(podIPv4Network, podIPv6Network), ","), h.name, h.addresses[0],
 		filepath.Join(s.options.Dir, "credentials", "kube-proxy.kubeconfig"), s.options.ProxyMode)
 	path := filepath.Join(s.options.Dir, h.name+"-kube-proxy.yaml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
@@ -166,7 +166,7 @@ func (s *supervisor) awaitNodeReady(ctx context.Context, name string) error {
 		}
 		short, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		c, err := s.hostByName[name].namespace.Dial(short, "tcp", "10.96.0.1:443")
+		c, err := s.hostByName[name].namespace.Dial(short, "tcp", net.JoinHostPort(s.options.apiServerClusterIPAddress(), "443"))
 		if err != nil {
 			return fmt.Errorf("the API server is unreachable at its cluster IP: %w", err)
 		}
@@ -178,6 +178,7 @@ func (s *supervisor) awaitNodeReady(ctx context.Context, name string) error {
 // at once.
 type apiServerRelay struct {
 	namespace netns.Path
+	address   string // where it listens
 
 	mu              sync.Mutex // guards the fields below
 	listener        net.Listener
@@ -191,7 +192,7 @@ func (r *apiServerRelay) startListening() error {
 	if r.listener != nil {
 		return nil
 	}
-	l, err := r.namespace.Listen("tcp", apiServerIPAndPort)
+	l, err := r.namespace.Listen("tcp", r.address)
 	if err != nil {
 		return fmt.Errorf("listening for the API server's clients: %w", err)
 	}

@@ -33,11 +33,11 @@ var apiUsers = []struct{ name, user, group string }{
 // writeCertificatesTokensAndKubeconfigs creates a CA, the certificate of the API server and the key
 // of service accounts, and for each user a token and a kubeconfig that reaches the API server from
 // inside the lab.
-func writeCertificatesTokensAndKubeconfigs(dir string) error {
+func writeCertificatesTokensAndKubeconfigs(dir string, o *Options) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := writeCertificates(dir); err != nil {
+	if err := writeCertificates(dir, o.apiServerIPAddress()); err != nil {
 		return err
 	}
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -55,14 +55,14 @@ func writeCertificatesTokensAndKubeconfigs(dir string) error {
 		}
 		token := hex.EncodeToString(b[:])
 		fmt.Fprintf(&tokens, "%s,%s,%s,%q\n", token, u.user, u.user, u.group)
-		if err := writeKubeconfig(dir, filepath.Join(dir, u.name+".kubeconfig"), "https://"+apiServerIPAndPort, token); err != nil {
+		if err := writeKubeconfig(dir, filepath.Join(dir, u.name+".kubeconfig"), "https://"+o.apiServerIPAndPort(), token); err != nil {
 			return err
 		}
 	}
 	return os.WriteFile(filepath.Join(dir, "tokens.csv"), []byte(tokens.String()), 0o600)
 }
 
-func writeCertificates(dir string) error {
+func writeCertificates(dir, apiServerIPAddress string) error {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err

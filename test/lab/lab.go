@@ -34,6 +34,7 @@ import (
 // The values of Options.Families and Options.ProxyMode.
 const (
 	IPv4Only          = "ipv4"
+	IPv6Only          = "ipv6"
 	DualStack         = "dual"
 	KubeProxyNFTables = "nftables"
 	KubeProxyIPTables = "iptables"
@@ -45,7 +46,7 @@ type Options struct {
 	Nodes int
 	// ProxyMode is the mode of kube-proxy: NFTables (the default) or IPTables.
 	ProxyMode string
-	// Families is IPv4Only (the default) or DualStack.
+	// Families is IPv4Only (the default), IPv6Only or DualStack.
 	Families string
 	// Routers is the number of routers on the LAN, 1 or 2, each with a client behind it; 0 means 1.
 	// They forward packets. Lab.Router starts a routing protocol on them.
@@ -87,8 +88,8 @@ func (o *Options) setDefaultsAndValidate() error {
 	if o.Families == "" {
 		o.Families = IPv4Only
 	}
-	if o.Families != IPv4Only && o.Families != DualStack {
-		return fmt.Errorf("the families are %s or %s, not %q", IPv4Only, DualStack, o.Families)
+	if o.Families != IPv4Only && o.Families != IPv6Only && o.Families != DualStack {
+		return fmt.Errorf("the families are %s, %s or %s, not %q", IPv4Only, IPv6Only, DualStack, o.Families)
 	}
 	if o.ProgressOutput == nil {
 		o.ProgressOutput = io.Discard
@@ -221,7 +222,7 @@ func (l *Lab) forwardLoopbackToAPIServer() error {
 			}
 			go func() {
 				defer c.Close()
-				server, err := cp.Dial(context.Background(), "tcp", apiServerIPAndPort)
+				server, err := cp.Dial(context.Background(), "tcp", l.options.apiServerIPAndPort())
 				if err != nil {
 					return
 				}

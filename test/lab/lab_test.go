@@ -151,11 +151,11 @@ func TestLabFaultsCanBeCausedAndUndone(t *testing.T) {
 	}
 	t.Run("a stopped API server is unreachable until it is started", func(t *testing.T) {
 		act(l.BlockAPIServer(ctx))
-		if dialFromClient(ctx, l, apiServerIPAndPort) == nil {
+		if dialFromClient(ctx, l, l.options.apiServerIPAndPort()) == nil {
 			t.Error("the API server is reachable although it is stopped")
 		}
 		act(l.UnblockAPIServer(ctx))
-		awaitNoError(t, "the API server is reachable after its start", func() error { return dialFromClient(ctx, l, apiServerIPAndPort) })
+		awaitNoError(t, "the API server is reachable after its start", func() error { return dialFromClient(ctx, l, l.options.apiServerIPAndPort()) })
 	})
 	t.Run("healing a partition leaves cut cables cut", func(t *testing.T) {
 		act(l.CutCableKeepingCarrier(ctx, "node1"))

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/gantry-lb/gantry/test/lab/netns"
@@ -10,8 +11,10 @@ import (
 // The lab's addresses.
 const (
 	lanIPv4Network, lanIPv6Network = "192.168.0.0/24", "fd00:a8::/64"
-	apiServerIPAddress             = "192.168.0.5"
-	apiServerIPAndPort             = apiServerIPAddress + ":6444"
+	podIPv4Network, podIPv6Network = "10.244.0.0/16", "fd00:10:244::/48"
+	clusterIPv4Network             = "10.96.0.0/16"
+	clusterIPv6Network             = "fd00:10:96::/112"
+	apiServerPort                  = "6444"
 	apiHostNumber                  = 5
 	clientHostNumber               = 100
 	hostNumberBeforeFirstNode      = 10 // node i has host number hostNumberBeforeFirstNode+i
@@ -46,12 +49,31 @@ func addressInNetwork(network string, n int) netip.Addr {
 	return a
 }
 
-// networksOfEnabledFamilies returns the IPv4 network, and in a dual-stack lab the IPv6 network too.
+// networksOfEnabledFamilies returns the networks of the families that the lab has, the IPv4 network
+// first.
 func (o *Options) networksOfEnabledFamilies(v4, v6 string) []string {
-	if o.Families == DualStack {
+	switch o.Families {
+	case DualStack:
 		return []string{v4, v6}
+	case IPv6Only:
+		return []string{v6}
 	}
 	return []string{v4}
+}
+
+// apiServerIPAddress returns the address of the API server on the LAN, of the lab's first family.
+func (o *Options) apiServerIPAddress() string {
+	return addressInNetwork(o.networksOfEnabledFamilies(lanIPv4Network, lanIPv6Network)[0], apiHostNumber).String()
+}
+
+// apiServerIPAndPort returns the same address with the port.
+func (o *Options) apiServerIPAndPort() string {
+	return net.JoinHostPort(o.apiServerIPAddress(), apiServerPort)
+}
+
+// apiServerClusterIPAddress returns the address by which Pods reach the API server.
+func (o *Options) apiServerClusterIPAddress() string {
+	return addressInNetwork(o.networksOfEnabledFamilies(clusterIPv4Network, clusterIPv6Network)[0], 1).String()
 }
 
 // podNetworksOfNode returns the Pod networks of node i.

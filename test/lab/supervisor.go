@@ -214,7 +214,7 @@ func (s *supervisor) startNode(ctx context.Context, name string) error {
 	}
 	rest.QPS, rest.Dial = -1, h.namespace.Dial
 	agent, err := node.NewAgent(node.Config{
-		Name: name, NetNS: h.namespace, Addresses: h.addresses, PodCIDRs: h.podNetworks, RESTConfig: rest,
+		Name: name, NetNS: h.namespace, Addresses: h.addresses, PodCIDRs: h.podNetworks, RESTConfig: rest, APIServerClusterIPAddress: s.options.apiServerClusterIPAddress(),
 		GantryBinDir: "/run/lab-bin", GantryImageName: "gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), VolumesAndTokensDir: "/run/lab-pods", Log: s.log,
 	})
 	if err != nil {

@@ -42,6 +42,8 @@ type Config struct {
 	PodCIDRs  []netip.Prefix
 	// RESTConfig reaches the API server from the node's network namespace.
 	RESTConfig *rest.Config
+	// APIServerClusterIPAddress is the address by which Pods reach the API server.
+	APIServerClusterIPAddress string
 	// GantryBinDir has Gantry's binaries. GantryImageName is the name of the image that stands for
 	// them, in any registry.
 	GantryBinDir, GantryImageName string

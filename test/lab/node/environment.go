@@ -14,7 +14,7 @@ import (
 // exec takes.
 func (r *podContainer) resolveEnvironment() (map[string]string, []string, error) {
 	known := map[string]string{
-		"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443",
+		"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "KUBERNETES_SERVICE_HOST": r.pod.agent.config.APIServerClusterIPAddress, "KUBERNETES_SERVICE_PORT": "443",
 	}
 	order := []string{"PATH", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
 	for _, e := range r.containerManifest.Env {

@@ -170,20 +170,29 @@ func (p *pod) connectToNode(ns netns.Path, id string, addresses []netip.Addr) er
 	if err := netns.AddCable(a.config.NetNS, veth, ns, "eth0"); err != nil {
 		return err
 	}
-	gateways := []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
-	err := a.config.NetNS.RunInside(func() error { return configureNodeEndOfPodVeth(veth, gateways[:len(addresses)], addresses) })
+	err := a.config.NetNS.RunInside(func() error { return configureNodeEndOfPodVeth(veth, addresses) })
 	if err != nil {
 		return err
 	}
-	return ns.RunInside(func() error { return configurePodEndOfPodVeth(gateways[:len(addresses)], addresses) })
+	return ns.RunInside(func() error { return configurePodEndOfPodVeth(addresses) })
 }
 
-func configureNodeEndOfPodVeth(veth string, gateways, addresses []netip.Addr) error {
+// gatewayOfPods returns the address of the node by which Pods reach others, of the family of an
+// address.
+func gatewayOfPods(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.MustParseAddr("169.254.1.1")
+	}
+	return netip.MustParseAddr("fe80::1")
+}
+
+func configureNodeEndOfPodVeth(veth string, addresses []netip.Addr) error {
 	if err := netns.SetLinkUp(veth); err != nil {
 		return err
 	}
-	for i, ip := range addresses {
-		if err := netns.AddAddress(veth, netip.PrefixFrom(gateways[i], gateways[i].BitLen())); err != nil {
+	for _, ip := range addresses {
+		gateway := gatewayOfPods(ip)
+		if err := netns.AddAddress(veth, netip.PrefixFrom(gateway, gateway.BitLen())); err != nil {
 			return err
 		}
 		if err := netns.AddRoute(veth, netip.PrefixFrom(ip, ip.BitLen()), netip.Addr{}); err != nil {
@@ -193,22 +202,23 @@ func configureNodeEndOfPodVeth(veth string, gateways, addresses []netip.Addr) er
 	return nil
 }
 
-func configurePodEndOfPodVeth(gateways, addresses []netip.Addr) error {
+func configurePodEndOfPodVeth(addresses []netip.Addr) error {
 	if err := netns.SetLinkUp("eth0"); err != nil {
 		return err
 	}
-	for i, ip := range addresses {
+	for _, ip := range addresses {
+		gateway := gatewayOfPods(ip)
 		if err := netns.AddAddress("eth0", netip.PrefixFrom(ip, ip.BitLen())); err != nil {
 			return err
 		}
-		if err := netns.AddRoute("eth0", netip.PrefixFrom(gateways[i], gateways[i].BitLen()), netip.Addr{}); err != nil {
+		if err := netns.AddRoute("eth0", netip.PrefixFrom(gateway, gateway.BitLen()), netip.Addr{}); err != nil {
 			return err
 		}
 		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 		if ip.Is6() {
 			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		}
-		if err := netns.AddRoute("eth0", all, gateways[i]); err != nil {
+		if err := netns.AddRoute("eth0", all, gateway); err != nil {
 			return err
 		}
 	}
