@@ -194,7 +194,8 @@ func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason
 // claimAddress claims the address for this node and sends the claim to all members.
 func (m *Machine) claimAddress(a *addressState, epoch uint64) {
 	former := a.highestKnownClaim.Holder
-	c := Claim{Address: a.ip, Holder: m.self, Nonce: m.runNonce, Epoch: epoch, WithoutGateway: a.isClaimedWithoutGateway}
+	c := Claim{Address: a.ip, Holder: m.self, Nonce: m.runNonce, Epoch: epoch, WithoutGateway: a.isClaimedWithoutGateway,
+		FormerHolders: listFormerHolders(a.highestKnownClaim, m.self, m.isAlive(former))}
 	m.recordClaim(a, c)
 	if _, ok := m.membersByName[former]; ok && former != m.self {
 		m.outbox.queueClaim(kindClaims, former, c) // first to the node that has to stop answering

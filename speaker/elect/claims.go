@@ -37,10 +37,9 @@ func (c Claim) supersedes(d Claim) bool {
 }
 
 // isSameAs reports whether both are the same claim. A speaker of an earlier version leaves
-// WithoutGateway out when it passes a claim on.
+// WithoutGateway and FormerHolders out when it passes a claim on.
 func (c Claim) isSameAs(d Claim) bool {
-	c.WithoutGateway = d.WithoutGateway
-	return c == d
+	return c.Address == d.Address && c.Holder == d.Holder && c.Nonce == d.Nonce && c.Epoch == d.Epoch && c.Released == d.Released
 }
 
 // claimBucket is one part of the addresses, selected by a hash of the address.
@@ -48,6 +47,8 @@ type claimBucket struct {
 	addresses     map[*addressState]struct{}
 	digest        uint64 // XOR of the claims' digest parts
 	encodedClaims []byte // the encoded claims; nil after a change
+	// encodedFormerHolders are the former holders of these claims, encoded with them.
+	encodedFormerHolders []byte
 }
 
 // claimHashBuckets are all known claims. Two members compare the digests of the buckets and
@@ -101,6 +102,7 @@ func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 	known := a.highestKnownClaim
 	switch {
 	case c.isSameAs(known):
+		addFormerHolders(m, a, c.FormerHolders)
 	case c.supersedes(known):
 		m.handleSupersedingClaim(a, c)
 	case a.isHeldBySelf && m.membersByName[from].Name != "":
@@ -279,16 +281,20 @@ func (t *claimHashBuckets) encodeClaims(claimCount uint64) []byte {
 	for i := range t {
 		p := &t[i]
 		if p.encodedClaims == nil {
-			p.encodedClaims = []byte{}
+			p.encodedClaims, p.encodedFormerHolders = []byte{}, nil
 			for _, c := range p.sortedClaims() {
 				p.encodedClaims = appendClaim(p.encodedClaims, c)
+				p.encodedFormerHolders = appendFormerHolders(p.encodedFormerHolders, c)
 			}
 		}
-		size += len(p.encodedClaims)
+		size += len(p.encodedClaims) + len(p.encodedFormerHolders)
 	}
 	out := binary.AppendUvarint(append(make([]byte, 0, size+12), encodeMessageHeader(oldestMessageFormat, kindClaims)...), claimCount)
 	for i := range t {
 		out = append(out, t[i].encodedClaims...)
+	}
+	for i := range t {
+		out = append(out, t[i].encodedFormerHolders...)
 	}
 	return out
 }

@@ -15,6 +15,9 @@ import (
 // all members read, so that a rolling upgrade disturbs no election. Each member publishes in the
 // gossip the highest version that it reads; see newestCommonMessageFormat. Version 3 adds a flags
 // byte to the report of a silent node.
+//
+// The former holders of claims follow at the end of a message, after all of its claims. Earlier
+// speakers ignore what they do not expect there.
 const (
 	NewestMessageFormat = 3
 	oldestMessageFormat = 2
@@ -42,7 +45,7 @@ func newestCommonMessageFormat(members map[string]facts.Member, self string) byt
 const (
 	kindBeacon    = 1 // nonce, seq, digest, flags
 	kindBeaconAck = 2 // nonce and seq of the beacon, digest of the sender
-	kindClaims    = 3 // claims
+	kindClaims    = 3 // claims, former holders
 	// node, nonce, kind of suspicion, milliseconds of silence; version 3: flags of the witness
 	kindSuspicion = 4
 	kindOffer     = 5 // claims that the receiver is asked to make
@@ -60,7 +63,7 @@ const (
 
 // maxClaimsPerMessage keeps a message within one datagram of an Ethernet segment. A claim takes up
 // to 36 bytes with node names of 12 bytes; memberlist adds encryption and headers. With longer
-// names the datagram is fragmented.
+// names, or with many former holders, the datagram is fragmented.
 const maxClaimsPerMessage = 32
 
 // claimBucketCount is the number of buckets that the claims are divided into, so that two members
@@ -82,6 +85,10 @@ type Claim struct {
 	// WithoutGateway is set if no default gateway answered the holder when it took the address. It
 	// is no part of the order of claims. A released claim does not have it.
 	WithoutGateway bool `json:",omitempty"`
+	// FormerHolders are the nodes that handed the address over before, the last one first, each
+	// once and without Holder. They may still serve connections. They are no part of the order of
+	// claims. They must not be changed.
+	FormerHolders []string `json:",omitempty"`
 }
 
 // The values of the last byte of a claim. Earlier versions know two of them, and take a claim
@@ -122,6 +129,22 @@ func appendClaims(b []byte, claims []Claim) []byte {
 	b = binary.AppendUvarint(b, uint64(len(claims)))
 	for _, c := range claims {
 		b = appendClaim(b, c)
+	}
+	for _, c := range claims {
+		b = appendFormerHolders(b, c)
+	}
+	return b
+}
+
+// appendFormerHolders appends the address of a claim with its former holders, if it has any.
+func appendFormerHolders(b []byte, c Claim) []byte {
+	if len(c.FormerHolders) == 0 {
+		return b
+	}
+	b = appendString(b, string(c.Address.AsSlice()))
+	b = binary.AppendUvarint(b, uint64(len(c.FormerHolders)))
+	for _, n := range c.FormerHolders {
+		b = appendString(b, n)
 	}
 	return b
 }
@@ -198,6 +221,30 @@ func (r *messageReader) readClaims() []Claim {
 			return nil
 		}
 		out = append(out, c)
+	}
+	formerHolders := r.readFormerHolders()
+	if r.err != nil {
+		return nil
+	}
+	for i := range out {
+		out[i].FormerHolders = formerHolders[out[i].Address]
+	}
+	return out
+}
+
+// readFormerHolders reads the former holders of claims, up to the end of the message.
+func (r *messageReader) readFormerHolders() map[netip.Addr][]string {
+	out := map[netip.Addr][]string{}
+	for len(r.unread) > 0 {
+		a, ok := netip.AddrFromSlice([]byte(r.readString()))
+		n := r.readUvarint()
+		if !ok || n > maxFormerHolders {
+			r.markMalformed()
+			return nil
+		}
+		for range n {
+			out[a] = append(out[a], r.readString())
+		}
 	}
 	return out
 }

@@ -14,11 +14,12 @@ var testStart = time.Unix(1_000_000, 0)
 
 func TestEncodedClaimsDecodeUnchanged(t *testing.T) {
 	tests := map[string][]Claim{
-		"no claims":    nil,
-		"IPv4":         {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1<<64 - 1, Epoch: 7}},
-		"IPv6":         {{Address: netip.MustParseAddr("2001:db8::1"), Holder: "b", Nonce: 3, Epoch: 1 << 40}},
-		"released":     {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1, Epoch: 2, Released: true}},
-		"no node name": {{Address: netip.MustParseAddr("192.0.2.1"), Epoch: 1}},
+		"no claims":      nil,
+		"IPv4":           {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1<<64 - 1, Epoch: 7}},
+		"IPv6":           {{Address: netip.MustParseAddr("2001:db8::1"), Holder: "b", Nonce: 3, Epoch: 1 << 40}},
+		"released":       {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1, Epoch: 2, Released: true}},
+		"former holders": {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Epoch: 2, FormerHolders: []string{"b", "c"}}, {Address: netip.MustParseAddr("2001:db8::1"), Holder: "b", Epoch: 1}},
+		"no node name":   {{Address: netip.MustParseAddr("192.0.2.1"), Epoch: 1}},
 	}
 	for name, claims := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package elect
 
 import (
+	"reflect"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ func TestClaimWithoutGatewayIsReadableByEarlierVersions(t *testing.T) {
 		if isReleased := encoded[len(encoded)-1] == 1; isReleased != c.Released {
 			t.Errorf("an earlier version reads %+v as released: %v", c, isReleased)
 		}
-		if got := (&messageReader{unread: encoded}).readClaim(); got != c {
+		if got := (&messageReader{unread: encoded}).readClaim(); !reflect.DeepEqual(got, c) {
 			t.Errorf("the claim is read as %+v, want %+v", got, c)
 		}
 	}
@@ -68,7 +69,7 @@ func TestGatewayDecidesAboutClaimWithoutGateway(t *testing.T) {
 				m.Step(now, TimePassed{})
 			}
 			a := m.addressesByIP[firstIP]
-			if c := a.highestKnownClaim; a.isHeldBySelf != tc.isKept || tc.isKept && c.Epoch <= rival.Epoch || !tc.isKept && c != rival {
+			if c := a.highestKnownClaim; a.isHeldBySelf != tc.isKept || tc.isKept && c.Epoch <= rival.Epoch || !tc.isKept && !reflect.DeepEqual(c, rival) {
 				t.Errorf("the address is kept: %v, with the claim %+v", a.isHeldBySelf, c)
 			}
 		})

@@ -3,6 +3,7 @@ package elect
 import (
 	"bytes"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -42,11 +43,11 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 		t.Error("claimed is what a node claims and has not released")
 	}
 	want := []Holder{{Address: firstIP, Node: "b", Epoch: 5}}
-	if got := m.Holders(); !slices.Equal(got, want) {
+	if got := m.Holders(); !reflect.DeepEqual(got, want) {
 		t.Errorf("the holders are %+v, want %+v: no member is known", got, want)
 	}
 	m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2}}, HasExchangedFullState: true}})
-	if want[0].IsAlive = true; !slices.Equal(m.Holders(), want) {
+	if want[0].IsAlive = true; !reflect.DeepEqual(m.Holders(), want) {
 		t.Errorf("the holders are %+v, want %+v: b is a member", m.Holders(), want)
 	}
 

@@ -161,6 +161,8 @@ type Holder struct {
 	Epoch   uint64
 	// IsAlive is set when the holder is a member that is not declared dead.
 	IsAlive bool
+	// FormerHolders are those of the claim.
+	FormerHolders []string
 }
 
 // Holders returns the holders of all claims that are not released, sorted by address.
@@ -168,7 +170,7 @@ func (m *Machine) Holders() []Holder {
 	var out []Holder
 	for _, a := range m.addressesByIP {
 		if c := a.highestKnownClaim; c.Epoch > 0 && !c.Released {
-			out = append(out, Holder{Address: a.ip, Node: c.Holder, Epoch: c.Epoch, IsAlive: m.isLiveClaim(c)})
+			out = append(out, Holder{Address: a.ip, Node: c.Holder, Epoch: c.Epoch, IsAlive: m.isLiveClaim(c), FormerHolders: c.FormerHolders})
 		}
 	}
 	slices.SortFunc(out, func(x, y Holder) int { return x.Address.Compare(y.Address) })
