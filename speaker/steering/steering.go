@@ -47,6 +47,8 @@ type Service struct {
 	Addresses []netip.Addr
 	// Traffic is nil if kube-proxy does not serve the Service, or not for the whole cluster.
 	Traffic *view.ServiceTraffic
+	// HasLocalPolicy is set with the traffic policy Local. Nothing of the Service is steered then.
+	HasLocalPolicy bool
 	// Slices have their endpoints with addresses.
 	Slices []view.EndpointSlice
 }
