@@ -1,7 +1,8 @@
-// Package packetrules writes the packet rules of this node by nftables, into a table of its own. It
-// never touches the rules of others. The table exists only while connections are steered around a
+// Package packetrules writes the packet rules of this node by nftables, into tables of its own. It
+// never touches the rules of others. One table exists only while connections are steered around a
 // dead node. All that acts in it has a timeout of at most a minute, so that nothing acts any more
-// after a crash. The package also deletes entries of connection tracking that point to dead
+// after a crash. Two more forward packets to former holders; what acts in them has a timeout of
+// five minutes. The package also deletes entries of connection tracking that point to dead
 // endpoints. It decides nothing.
 package packetrules
 
@@ -28,6 +29,8 @@ type Writer struct {
 	written tableContent
 	// leftoversExpireAt is when what an earlier run left in the table has expired; zero if it has.
 	leftoversExpireAt time.Time
+	// forwarding is what SetForwarding wrote last, by the index of the family in families.
+	forwarding [len(families)]forwardingContent
 }
 
 // NewWriter returns a Writer that has written nothing. What an earlier run of the process left acts
@@ -223,6 +226,10 @@ func (w *Writer) CheckKernel() error {
 	}
 	return nil
 }
+
+// CheckKernelForwards returns why the kernel refuses the rules that forward. It asks as
+// CheckKernel.
+func (w *Writer) CheckKernelForwards() error { return checkForwardingRules() }
 
 // proxyTableName is the table of kube-proxy in the mode nftables. proxyChainName is a chain of
 // kube-proxy in the modes iptables and ipvs.

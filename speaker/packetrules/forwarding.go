@@ -1,0 +1,298 @@
+package packetrules
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// forwardingTableName is the name of the tables that forward packets to former holders, one in the
+// family ip and one in ip6: the kernel sends copies of packets only in these families.
+const forwardingTableName = "gantry-forward"
+
+const (
+	// forwardingTimeout is how long an element acts without a packet that uses it, and after a
+	// crash.
+	forwardingTimeout = 5 * time.Minute
+	// ForwardingRefreshInterval is how often SetForwarding has to be called although nothing
+	// changed, so that what stands ready does not expire.
+	ForwardingRefreshInterval = 2 * time.Minute
+)
+
+// forwardingRole is what a set of a forwarding table is for. The keys of the first three are a link
+// and an address.
+type forwardingRole uint8
+
+const (
+	// nextHops and nextHopsOfMembers are maps to the address of a former holder. Their elements
+	// live on while packets use them.
+	nextHops forwardingRole = iota
+	nextHopsOfMembers
+	// forwardedAddresses are all addresses, so that what other nodes forward in vain is dropped.
+	forwardedAddresses
+	// memberMACs are the Ethernet addresses of the other nodes.
+	memberMACs
+	forwardingRoleCount
+)
+
+var forwardingSetNames = [forwardingRoleCount]string{"next-hops", "next-hops-of-nodes", "addresses", "nodes"}
+
+// forwardingTable is the table of one family.
+type forwardingTable struct {
+	family family
+	table  *nftables.Table
+	sets   [forwardingRoleCount]*nftables.Set
+}
+
+func newForwardingTable(f family) *forwardingTable {
+	t := &forwardingTable{family: f, table: &nftables.Table{Name: forwardingTableName, Family: nftables.TableFamily(f.nfproto)}}
+	address := nftables.TypeIPAddr
+	if f.length == 16 {
+		address = nftables.TypeIP6Addr
+	}
+	for r := range t.sets {
+		s := &nftables.Set{Table: t.table, Name: forwardingSetNames[r], HasTimeout: true, Timeout: forwardingTimeout, KeyType: nftables.TypeEtherAddr, KeyByteOrder: binaryutil.BigEndian}
+		if forwardingRole(r) != memberMACs {
+			s.KeyType, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFIndex, address), true
+		}
+		if forwardingRole(r) < forwardedAddresses {
+			s.IsMap, s.Dynamic, s.DataType = true, true, address
+		}
+		t.sets[r] = s
+	}
+	return t
+}
+
+// tcpFlagsOffset is the place of the flags in the TCP header (RFC 9293 section 3.1), and synFlag
+// the bit of a packet that begins a connection.
+const (
+	tcpFlagsOffset = 13
+	synFlag        = 0x02
+)
+
+// addTable adds the table with its sets and rules to a transaction.
+func (t *forwardingTable) addTable(conn *nftables.Conn) error {
+	conn.AddTable(t.table)
+	for _, s := range t.sets {
+		if err := conn.AddSet(s, nil); err != nil {
+			return err
+		}
+	}
+	// after connection tracking, before all that translates addresses
+	priority := *nftables.ChainPriorityMangle
+	entry := conn.AddChain(&nftables.Chain{Name: "prerouting", Table: t.table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: &priority})
+	unknown := conn.AddChain(&nftables.Chain{Name: "unknown", Table: t.table})
+	fromNodes := conn.AddChain(&nftables.Chain{Name: "from-nodes", Table: t.table})
+	add := func(c *nftables.Chain, expressions ...expr.Any) {
+		conn.AddRule(&nftables.Rule{Table: t.table, Chain: c, Exprs: expressions})
+	}
+	add(entry,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: keyRegister}, &expr.Cmp{Op: expr.CmpOpEq, Register: keyRegister, Data: []byte{byte(intent.TCP)}},
+		&expr.Ct{Key: expr.CtKeySTATE, Register: keyRegister},
+		&expr.Bitwise{SourceRegister: keyRegister, DestRegister: keyRegister, Len: 4, Mask: encodeMark(expr.CtStateBitNEW | expr.CtStateBitINVALID), Xor: encodeMark(0)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: keyRegister, Data: encodeMark(0)},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: tcpFlagsOffset, Len: 1, DestRegister: keyRegister},
+		&expr.Bitwise{SourceRegister: keyRegister, DestRegister: keyRegister, Len: 1, Mask: []byte{synFlag}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: keyRegister, Data: []byte{0}},
+		&expr.Verdict{Kind: expr.VerdictJump, Chain: unknown.Name})
+	add(unknown, &expr.Payload{Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6, DestRegister: keyRegister}, t.lookup(memberMACs, false),
+		&expr.Verdict{Kind: expr.VerdictGoto, Chain: fromNodes.Name})
+	add(unknown, t.forward(nextHops)...)
+	add(fromNodes, t.forward(nextHopsOfMembers)...)
+	add(fromNodes, append(t.loadKey(), t.lookup(forwardedAddresses, false), &expr.Verdict{Kind: expr.VerdictDrop})...)
+	return nil
+}
+
+// loadKey loads the link and the address to which a packet was sent.
+func (t *forwardingTable) loadKey() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIF, Register: keyRegister}, loadTarget(t.family, keyRegister+1)}
+}
+
+func (t *forwardingTable) lookup(r forwardingRole, loadsValue bool) expr.Any {
+	s := t.sets[r]
+	out := &expr.Lookup{SourceRegister: keyRegister, SetName: s.Name, SetID: s.ID}
+	if loadsValue {
+		out.DestRegister, out.IsDestRegSet = nextHopRegister, true
+	}
+	return out
+}
+
+// nextHopRegister is the first register of the address of a former holder.
+const nextHopRegister = unix.NFT_REG32_08
+
+// forward sends a packet out of the link on which it came, to the next hop in a map, and lets the
+// element live on.
+func (t *forwardingTable) forward(r forwardingRole) []expr.Any {
+	s := t.sets[r]
+	return append(t.loadKey(), t.lookup(r, true),
+		&expr.Dynset{SrcRegKey: keyRegister, SrcRegData: nextHopRegister, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: forwardingTimeout},
+		&expr.Dup{RegAddr: nextHopRegister, RegDev: keyRegister, IsRegDevSet: true},
+		&expr.Verdict{Kind: expr.VerdictDrop})
+}
+
+// forwardingElement is what an element of a set should be.
+type forwardingElement struct {
+	value string // empty in a set
+	// isAbsent is set for a key that must not be in the map.
+	isAbsent bool
+	// isKept is set for an element that must not expire.
+	isKept bool
+}
+
+// forwardingContent are the elements of the sets of one table, by key.
+type forwardingContent [forwardingRoleCount]map[string]forwardingElement
+
+func newForwardingContent(f intent.Forwarding, of family) forwardingContent {
+	var c forwardingContent
+	for r := range c {
+		c[r] = map[string]forwardingElement{}
+	}
+	for _, a := range f.Addresses {
+		if headerFamily(a.Address) != of {
+			continue
+		}
+		key := encodeNumber(a.LinkIndex) + string(a.Address.AsSlice())
+		c[nextHops][key] = forwardingElement{value: string(a.NextHop.AsSlice()), isAbsent: !a.NextHop.IsValid(), isKept: a.IsStandby}
+		c[nextHopsOfMembers][key] = forwardingElement{value: string(a.NextHopOfMembers.AsSlice()), isAbsent: !a.NextHopOfMembers.IsValid()}
+		c[forwardedAddresses][key] = forwardingElement{isKept: true}
+	}
+	for _, m := range f.MemberMACs {
+		c[memberMACs][string(m[:])] = forwardingElement{isKept: true}
+	}
+	return c
+}
+
+// SetForwarding changes what is forwarded, in one transaction for each family. It leaves elements
+// alone that the forwarding does not mention, such as those of an earlier run of the process, until
+// they expire. After an error, what was forwarded before may go on.
+func (w *Writer) SetForwarding(f intent.Forwarding) error {
+	for i, of := range families {
+		content := newForwardingContent(f, of)
+		t := newForwardingTable(of)
+		isThere, err := t.exists()
+		if err == nil && (isThere || len(content[forwardedAddresses]) > 0) {
+			if err = t.write(content, w.forwarding[i], isThere); err != nil {
+				err = t.write(content, w.forwarding[i], isThere) // an element may have just expired
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("writing the nftables table %s for IPv%s: %w", forwardingTableName, of, err)
+		}
+		w.forwarding[i] = content
+	}
+	return nil
+}
+
+func (t *forwardingTable) exists() (bool, error) {
+	conn, err := openConn()
+	if err != nil {
+		return false, err
+	}
+	all, err := conn.ListTablesOfFamily(t.table.Family)
+	return slices.ContainsFunc(all, func(o *nftables.Table) bool { return o.Name == forwardingTableName }), err
+}
+
+// write writes the difference to what the kernel has. before is what was written last.
+func (t *forwardingTable) write(content, before forwardingContent, isThere bool) error {
+	conn, err := openConn()
+	if err != nil {
+		return err
+	}
+	if !isThere {
+		if err := t.addTable(conn); err != nil {
+			return err
+		}
+	}
+	isChanged := !isThere
+	for r, wanted := range content {
+		var known map[string]nftables.SetElement
+		if isThere {
+			if known, err = t.list(forwardingRole(r)); err != nil {
+				return err
+			}
+		}
+		gone, added := changesOfSet(wanted, before[r], known)
+		isChanged = isChanged || len(gone)+len(added) > 0
+		for some := range slices.Chunk(gone, elementsPerMessage) {
+			if err := conn.SetDeleteElements(t.sets[r], some); err != nil {
+				return err
+			}
+		}
+		for some := range slices.Chunk(added, elementsPerMessage) {
+			if err := conn.SetAddElements(t.sets[r], some); err != nil {
+				return err
+			}
+		}
+	}
+	if !isChanged {
+		return nil
+	}
+	return flush(conn)
+}
+
+// list returns the elements that a set has in the kernel.
+func (t *forwardingTable) list(r forwardingRole) (map[string]nftables.SetElement, error) {
+	conn, err := openConn()
+	if err != nil {
+		return nil, err
+	}
+	all, err := conn.GetSetElements(t.sets[r])
+	out := make(map[string]nftables.SetElement, len(all))
+	for _, e := range all {
+		out[string(e.Key)] = e
+	}
+	return out, err
+}
+
+// changesOfSet returns the elements to delete and to add. An element that is about to expire is not
+// deleted, since the deletion of one that has expired fails. An element that expired because no
+// packet used it is not added again.
+func changesOfSet(wanted, before map[string]forwardingElement, known map[string]nftables.SetElement) (gone, added []nftables.SetElement) {
+	for key, e := range wanted {
+		k, isThere := known[key]
+		last, isWritten := before[key]
+		switch {
+		case !isThere && (e.isAbsent || !e.isKept && isWritten && last.value == e.value):
+			continue
+		case isThere && k.Expires < expiryDelay:
+			continue
+		case isThere && !e.isAbsent && string(k.Val) == e.value && !(e.isKept && k.Expires < forwardingTimeout-ForwardingRefreshInterval/2):
+			continue
+		}
+		if isThere {
+			gone = append(gone, nftables.SetElement{Key: k.Key, Val: k.Val})
+		}
+		if !e.isAbsent {
+			added = append(added, nftables.SetElement{Key: []byte(key), Val: []byte(e.value), Timeout: forwardingTimeout})
+		}
+	}
+	return gone, added
+}
+
+// checkForwardingRules returns why the kernel refuses the rules that forward. It asks as
+// CheckKernel.
+func checkForwardingRules() error {
+	for _, f := range families {
+		conn, err := openConn()
+		if err != nil {
+			return err
+		}
+		t := newForwardingTable(f)
+		t.table.Name += "-check"
+		if err := t.addTable(conn); err != nil {
+			return err
+		}
+		conn.DelTable(t.table)
+		if err := flush(conn); err != nil {
+			return fmt.Errorf("asking the kernel for nftables rules that forward IPv%s: %w", f, err)
+		}
+	}
+	return nil
+}
