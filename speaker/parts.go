@@ -55,15 +55,11 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	})
 	mgr.ServeAnnouncedRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
 	services, announced, problemGauges := reconcile.NewUIDByServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
-	steering, trafficObserver, steeringFault := newSteeringEngine(o, log)
-	var observeTraffic func(agent.TrafficFacts)
-	if steering != nil {
-		observeTraffic = steering.ObserveTraffic
-	}
+	continuityEngine, trafficObserver, observeTraffic, connectionFaults := newContinuityEngine(o, log)
 	var a *agent.Agent
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), UncachedReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
-		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, GossipAddressesWithOtherKey: member.AddressesWithUnknownGossipKey, GossipKeyFile: o.GossipKeyFile, SteeringFault: steeringFault, Now: time.Now, Metrics: announced,
+		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, GossipAddressesWithOtherKey: member.AddressesWithUnknownGossipKey, GossipKeyFile: o.GossipKeyFile, ConnectionFaults: connectionFaults, Now: time.Now, Metrics: announced,
 		Self: o.NodeName, PodName: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds, IsElectionLate: func() bool { return a.IsElectionLate() },
 	})
 	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
@@ -84,8 +80,7 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 			layer2Status.ObserveStatus(s)
 			bgpStatus.ObserveStatus(s)
 		},
-		ObserveTraffic:       observeTraffic,
-		ProbeQuestionUpdates: addressProbes.OpenQuestionUpdates(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
+		ObserveTraffic: observeTraffic, ProbeQuestionUpdates: addressProbes.OpenQuestionUpdates(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
 		SaveCheckpoint: member.SaveCheckpoint, RestoreFrom: member.RestoredCheckpoint(),
 	})
 	feed := reconcile.NewClusterFeed(reconcile.ClusterFeedOptions{
@@ -107,20 +102,23 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 		p.runFuncsWithoutAPIServer = append(p.runFuncsWithoutAPIServer, bgpStatus.Run)
 	}
 	collectors := []prometheus.Collector{bfdEngine, bgpEngine, layer2Engine, member.Members, a, announced, problemGauges, option.BuildInfoMetric{}}
-	if steering != nil {
-		p.runFuncsWithoutAPIServer, collectors = append(p.runFuncsWithoutAPIServer, steering.Run), append(collectors, steering)
+	if continuityEngine != nil {
+		p.runFuncsWithoutAPIServer, collectors = append(p.runFuncsWithoutAPIServer, continuityEngine.Run), append(collectors, continuityEngine)
 	}
 	return p, registerMetrics(collectors...)
 }
 
-// newSteeringEngine returns the engine that steers connections around dead nodes, and what other
-// parts use of it; nil if that is switched off.
-func newSteeringEngine(o options.Options, log *slog.Logger) (*continuity.Engine, reconcile.TrafficObserver, func() names.Explanation) {
-	if !o.AroundDeadNodes {
-		return nil, nil, nil
+// newContinuityEngine returns the engine that steers and keeps connections, and what other parts
+// use of it; nil if both is switched off.
+func newContinuityEngine(o options.Options, log *slog.Logger) (*continuity.Engine, reconcile.TrafficObserver, func(agent.TrafficFacts), reconcile.ConnectionFaults) {
+	if !o.AroundDeadNodes && !o.KeepConnections {
+		return nil, nil, nil, reconcile.ConnectionFaults{}
 	}
-	e := continuity.NewEngine(continuity.Options{LoadBalancerClass: o.LoadBalancerClass, PacketRules: packetrules.NewWriter(time.Now), Now: time.Now, Log: log})
-	return e, e, e.Fault
+	e := continuity.NewEngine(continuity.Options{
+		LoadBalancerClass: o.LoadBalancerClass, NodeName: o.NodeName, AroundDeadNodes: o.AroundDeadNodes, KeepConnections: o.KeepConnections,
+		PacketRules: packetrules.NewWriter(time.Now), Now: time.Now, Log: log,
+	})
+	return e, e, e.ObserveTraffic, reconcile.ConnectionFaults{Fault: e.Fault, SteersAroundDeadNodes: o.AroundDeadNodes, KeepsConnections: o.KeepConnections}
 }
 
 func newLayer2Engine(o options.Options) *layer2.Engine {

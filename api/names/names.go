@@ -135,6 +135,9 @@ const (
 	// ConditionSteersAroundDeadNodes on a SpeakerStatus, if the speaker should do so: new
 	// connections go to living endpoints while a node is dead and Kubernetes does not know it yet.
 	ConditionSteersAroundDeadNodes = "gantry.dev/SteersAroundDeadNodes"
+	// ConditionKeepsConnections on a SpeakerStatus, if the speaker should do so: TCP connections
+	// stay open when their address moves as planned.
+	ConditionKeepsConnections = "gantry.dev/KeepsConnections"
 	// ConditionEstablished on a BGPSession: the session with the router is established.
 	ConditionEstablished = "gantry.dev/Established"
 	// ConditionRoutesAnnounced on an established BGPSession: the router gets every route that it

@@ -134,6 +134,8 @@ const (
 const (
 	// ReasonSteeringPossible: if a node dies, new connections are steered around it.
 	ReasonSteeringPossible Reason = "SteeringPossible"
+	// ReasonForwardingPossible: packets of open connections are forwarded to former holders.
+	ReasonForwardingPossible Reason = "ForwardingPossible"
 	// ReasonPacketRulesRefused: the kernel refuses the packet rules of the speaker.
 	ReasonPacketRulesRefused Reason = "PacketRulesRefused"
 	// ReasonNoServiceProxy: kube-proxy has no rules on the node; another program replaces it.

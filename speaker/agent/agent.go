@@ -274,6 +274,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-a.handoverRequests.C():
 			a.options.Log.Info("handing over all addresses before the speaker stops",
 				"addresses", len(a.heldBindingByAddress))
+			a.traffic.isHandingOver, a.traffic.hasChanged = true, true
 			in = append(in, elect.ShutdownHandoverRequested{})
 		case q := <-a.options.ProbeQuestionUpdates:
 			a.addressProbes.questionQueue.SetQuestions(q, a.collectProbingInputs(), a.options.Now())

@@ -17,7 +17,15 @@ type TrafficFacts struct {
 	// take, sorted by address.
 	CarriedBindings []intent.Binding
 	UsableLinks     facts.LinkSet
-	Plan            plan.Plan
+	// Plan has content only if HasPlan is set: after the start it takes a while.
+	Plan    plan.Plan
+	HasPlan bool
+	// Holders are the holders of all addresses, as far as this node knows.
+	Holders []elect.Holder
+	// Members are the speakers that are alive, including this one.
+	Members []facts.Member
+	// IsHandingOver is set when this node hands over all addresses, because its speaker stops.
+	IsHandingOver bool
 	// MemberNames are the nodes whose speakers are alive, including this one, sorted.
 	MemberNames []string
 	// DeclaredDeadMemberNames are those of them that the election has declared dead, sorted.
@@ -26,9 +34,10 @@ type TrafficFacts struct {
 
 // trafficState is what reportTraffic knows of the last TrafficFacts.
 type trafficState struct {
-	hasChanged   bool
-	claimsDigest uint64 // of the election, in the last TrafficFacts
-	reportedAt   time.Time
+	hasChanged    bool
+	claimsDigest  uint64 // of the election, in the last TrafficFacts
+	reportedAt    time.Time
+	isHandingOver bool // RequestHandover was called
 }
 
 // perAddressTrafficInterval times the number of addresses is the shortest time between two
@@ -45,7 +54,8 @@ func (a *Agent) reportTraffic(now time.Time) {
 	}
 	a.traffic.hasChanged, a.traffic.claimsDigest, a.traffic.reportedAt = false, digest, now
 	a.options.ObserveTraffic(TrafficFacts{
-		CarriedBindings: a.listCarriedAddresses(), UsableLinks: a.ownUsableLinks, Plan: a.plan,
+		CarriedBindings: a.listCarriedAddresses(), UsableLinks: a.ownUsableLinks, Plan: a.plan, HasPlan: a.checkpoint.hasFirstPlan,
+		Holders: a.electionMachine.Holders(), Members: a.addressProbes.members.Members, IsHandingOver: a.traffic.isHandingOver,
 		MemberNames: a.liveMemberNames, DeclaredDeadMemberNames: a.declaredDeadMemberNames,
 	})
 }

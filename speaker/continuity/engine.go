@@ -1,7 +1,8 @@
 // Package continuity serves new connections while a node is dead and Kubernetes does not know it
-// yet. It joins what the API server says about Services and endpoints with what the agent says
-// about dead nodes and announced addresses, and passes the decisions of package steering to the
-// kernel. One goroutine owns the state. Nothing else in the speaker waits for it.
+// yet, and open connections when their address moves. It joins what the API server says about
+// Services and endpoints with what the agent says about dead nodes and the holders of addresses,
+// and passes the decisions of the packages steering and forwarding to the kernel. One goroutine
+// owns the state. Nothing else in the speaker waits for it.
 package continuity
 
 import (
@@ -36,20 +37,30 @@ type PacketRules interface {
 	// HasLeftoversToRemove reports whether SetSteering has to be called to remove what an earlier
 	// run left.
 	HasLeftoversToRemove() bool
-	// RemoveTable removes all rules.
+	// RemoveTable removes all rules that steer.
 	RemoveTable() error
+	// CheckKernelForwards returns why the kernel refuses the rules that forward.
+	CheckKernelForwards() error
+	// SetForwarding changes what is forwarded. It has to be called now and then although nothing
+	// changed.
+	SetForwarding(f intent.Forwarding) error
 }
 
 // Options configure an Engine.
 type Options struct {
 	// LoadBalancerClass is the class of the Services to serve; empty serves those without a class.
 	LoadBalancerClass string
-	PacketRules       PacketRules
-	Now               func() time.Time
-	Log               *slog.Logger
+	NodeName          string
+	// AroundDeadNodes steers new connections around dead nodes. KeepConnections forwards packets of
+	// open connections to former holders.
+	AroundDeadNodes, KeepConnections bool
+	PacketRules                      PacketRules
+	Now                              func() time.Time
+	Log                              *slog.Logger
 }
 
-// Engine steers new connections around dead nodes. Only Run uses its state.
+// Engine steers new connections around dead nodes, and keeps open ones when addresses move. Only
+// Run uses its state.
 type Engine struct {
 	options        Options
 	pendingChanges *pendingChanges
@@ -60,6 +71,7 @@ type Engine struct {
 	services        map[view.ObjectKey]*steering.Service
 	deadSinceByNode map[string]time.Time
 	traffic         agent.TrafficFacts
+	forwarding      forwardingState
 	decision        steering.Outcome
 	written         intent.Steering // what the kernel has
 	proxyCheckedAt  time.Time
@@ -85,7 +97,7 @@ const (
 func NewEngine(o Options) *Engine {
 	return &Engine{
 		options: o, pendingChanges: newPendingChanges(), trafficUpdates: latest.NewValue[agent.TrafficFacts](), metrics: newSteeringMetrics(),
-		services: map[view.ObjectKey]*steering.Service{},
+		services: map[view.ObjectKey]*steering.Service{}, forwarding: newForwardingState(),
 	}
 }
 
@@ -95,7 +107,7 @@ func (e *Engine) SetService(s view.Service) {
 		e.RemoveService(s.Key)
 		return
 	}
-	e.pendingChanges.merge(s.Key, serviceChange{exposure: &exposure{s.AssignedAddresses, s.Traffic}})
+	e.pendingChanges.merge(s.Key, serviceChange{exposure: &exposure{s.AssignedAddresses, s.Traffic, s.HasLocalTrafficPolicy}})
 }
 
 // RemoveService removes a Service. It does not block.
@@ -109,10 +121,18 @@ func (e *Engine) SetEndpointSlices(k view.ObjectKey, all []view.EndpointSlice) {
 	e.pendingChanges.merge(k, serviceChange{slices: &all})
 }
 
+// SetNode adds or replaces a node with its internal addresses. It does not block.
+func (e *Engine) SetNode(name string, addresses []netip.Addr) {
+	e.pendingChanges.mergeNode(name, addresses)
+}
+
+// RemoveNode removes a node that is gone. It does not block.
+func (e *Engine) RemoveNode(name string) { e.pendingChanges.mergeNode(name, nil) }
+
 // ObserveTraffic takes what the agent knows. It does not block.
 func (e *Engine) ObserveTraffic(t agent.TrafficFacts) { e.trafficUpdates.Put(t) }
 
-// Fault says why nothing would be steered if a node died; it is zero if nothing is wrong.
+// Fault says why nothing is steered or forwarded; it is zero if nothing is wrong.
 func (e *Engine) Fault() names.Explanation {
 	if f := e.fault.Load(); f != nil {
 		return *f
@@ -120,7 +140,7 @@ func (e *Engine) Fault() names.Explanation {
 	return names.Explanation{}
 }
 
-// Run steers until ctx ends. It then removes the rules.
+// Run steers and forwards until ctx ends. It then removes the rules that steer.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.removeRules()
 	e.checkKernelAndProxy()
@@ -129,10 +149,15 @@ func (e *Engine) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			e.forwardAtEnd()
 			return nil
 		case <-e.pendingChanges.wake.C():
-			for k, c := range e.pendingChanges.take() { // many changes cost one decision
+			services, nodes := e.pendingChanges.take() // many changes cost one decision
+			for k, c := range services {
 				e.applyChange(k, c)
+			}
+			for name, addresses := range nodes {
+				e.forwarding.applyNode(name, addresses)
 			}
 		case t := <-e.trafficUpdates.C():
 			e.applyTraffic(t)
@@ -142,8 +167,11 @@ func (e *Engine) Run(ctx context.Context) error {
 		if e.Fault().IsSet() && !now.Before(e.proxyCheckedAt.Add(proxyCheckInterval)) {
 			e.checkKernelAndProxy()
 		}
-		e.decideIfDue(now)
-		e.writeIfNeeded()
+		if e.options.AroundDeadNodes {
+			e.decideIfDue(now)
+			e.writeIfNeeded()
+		}
+		e.forwardIfDue(now)
 		timer.Reset(max(e.nextDeadline().Sub(e.options.Now()), 0))
 	}
 }
@@ -155,7 +183,8 @@ func (e *Engine) applyChange(k view.ObjectKey, c serviceChange) {
 	}
 	c.applyTo(&s)
 	e.mustDecide = e.mustDecide || len(e.deadSinceByNode) > 0
-	if s.Traffic == nil && len(s.Slices) == 0 {
+	e.forwarding.mustDecide = true
+	if s.Traffic == nil && !s.HasLocalPolicy && len(s.Slices) == 0 {
 		delete(e.services, k)
 		return
 	}
@@ -170,6 +199,7 @@ func (e *Engine) applyTraffic(t agent.TrafficFacts) {
 	}
 	e.mustDecide = e.mustDecide || len(dead) > 0 || len(e.deadSinceByNode) > 0
 	e.deadSinceByNode = dead
+	e.forwarding.applyMembers(t.Members)
 }
 
 // decideIfDue decides what should be steered.
@@ -278,9 +308,10 @@ func (e *Engine) nextDeadline() time.Time {
 	if e.Fault().IsSet() {
 		earlier(e.proxyCheckedAt.Add(proxyCheckInterval))
 	}
-	if e.mustDecide {
+	if e.mustDecide && e.options.AroundDeadNodes {
 		earlier(e.decidedAt.Add(minDecisionInterval))
 	}
+	earlier(e.nextForwardingDeadline())
 	return next
 }
 
@@ -290,6 +321,12 @@ func (e *Engine) checkKernelAndProxy() {
 	if err := e.options.PacketRules.CheckKernel(); err != nil {
 		e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v: give the speaker the capability NET_ADMIN, and the node the kernel module nf_tables", err))
 		return
+	}
+	if e.options.KeepConnections {
+		if err := e.options.PacketRules.CheckKernelForwards(); err != nil {
+			e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v: the node needs the kernel modules nft_dup_ipv4 and nft_dup_ipv6", err))
+			return
+		}
 	}
 	found, err := e.options.PacketRules.HasServiceProxyRules()
 	switch {
@@ -303,16 +340,16 @@ func (e *Engine) checkKernelAndProxy() {
 	}
 }
 
-// setFault stores why nothing would be steered, and logs it when it changes.
+// setFault stores why nothing is steered or forwarded, and logs it when it changes.
 func (e *Engine) setFault(f names.Explanation) {
 	if before := e.Fault(); before == f {
 		return
 	}
 	e.fault.Store(&f)
 	if f.IsSet() {
-		e.options.Log.Warn("new connections are not steered around dead nodes", "reason", f.Reason, "error", f.Text)
+		e.options.Log.Warn("connections are neither steered nor forwarded", "reason", f.Reason, "error", f.Text)
 	} else {
-		e.options.Log.Info("new connections can be steered around dead nodes again")
+		e.options.Log.Info("connections can be steered and forwarded again")
 	}
 }
 

@@ -23,7 +23,8 @@ type fakePacketRules struct {
 	steering                intent.Steering
 	writes                  int
 	forgotten               []intent.Steering
-	kernelAnswer            chan struct{} // CheckKernel waits until it is closed, unless it is nil
+	forwarding              []intent.Forwarding // all that was written
+	kernelAnswer            chan struct{}       // CheckKernel waits until it is closed; may be nil
 }
 
 func (f *fakePacketRules) CheckKernel() error {
@@ -44,6 +45,13 @@ func (f *fakePacketRules) SetSteering(s intent.Steering) error {
 func (f *fakePacketRules) DeleteConnectionsToDeadEndpoints(s intent.Steering) (int, error) {
 	f.forgotten = append(f.forgotten, s)
 	return len(s), nil
+}
+func (f *fakePacketRules) CheckKernelForwards() error { return f.kernelError }
+func (f *fakePacketRules) SetForwarding(n intent.Forwarding) error {
+	if f.writeError == nil {
+		f.forwarding = append(f.forwarding, n)
+	}
+	return f.writeError
 }
 func (f *fakePacketRules) RemoveTable() error { f.isRemoved, f.steering = true, nil; return nil }
 
@@ -81,7 +89,7 @@ func runEngine(t *testing.T, f *fakePacketRules, test func(e *Engine)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		e := NewEngine(Options{PacketRules: f, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		e := NewEngine(Options{AroundDeadNodes: true, PacketRules: f, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 		ended := make(chan struct{})
 		go func() { defer close(ended); _ = e.Run(ctx) }()
 		e.SetService(webService)
@@ -219,7 +227,7 @@ func TestKernelThatDoesNotAnswerDelaysNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := make(chan struct{})
 		f := &fakePacketRules{hasProxy: true, kernelAnswer: answer}
-		e := NewEngine(Options{PacketRules: f, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		e := NewEngine(Options{AroundDeadNodes: true, PacketRules: f, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended, posted := make(chan struct{}), make(chan struct{})
 		go func() { defer close(ended); _ = e.Run(ctx) }()

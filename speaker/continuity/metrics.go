@@ -8,17 +8,18 @@ import (
 
 // steeringMetrics are the counters of an Engine.
 type steeringMetrics struct {
-	steeredPortCount                         *atomic.Int64
+	steeredPortCount, forwardedAddressCount  *atomic.Int64
 	failedWriteCount, deletedConnectionCount *atomic.Uint64
 }
 
 func newSteeringMetrics() steeringMetrics {
-	return steeringMetrics{&atomic.Int64{}, &atomic.Uint64{}, &atomic.Uint64{}}
+	return steeringMetrics{&atomic.Int64{}, &atomic.Int64{}, &atomic.Uint64{}, &atomic.Uint64{}}
 }
 
 var (
 	steeredPortsMetric       = prometheus.NewDesc("gantry_steering_ports", "Ports at addresses of Services whose new connections this node steers around dead nodes.", nil, nil)
-	steeringAvailableMetric  = prometheus.NewDesc("gantry_steering_available", "1 if new connections would be steered around a node that dies now, 0 if not.", nil, nil)
+	forwardedMetric          = prometheus.NewDesc("gantry_forwarding_addresses", "Addresses that this node holds, and whose former holders still live, so that it forwards packets of connections that it does not know.", nil, nil)
+	steeringAvailableMetric  = prometheus.NewDesc("gantry_steering_available", "1 if the kernel accepts the rules that steer or forward connections and kube-proxy is there, 0 if not.", nil, nil)
 	failedWritesMetric       = prometheus.NewDesc("gantry_steering_failed_writes_total", "Packet rules that the kernel refused.", nil, nil)
 	deletedConnectionsMetric = prometheus.NewDesc("gantry_steering_deleted_connections_total", "Tracked connections to endpoints on dead nodes that were deleted, so that their clients choose anew.", nil, nil)
 )
@@ -27,7 +28,7 @@ var _ prometheus.Collector = (*Engine)(nil)
 
 // Describe implements prometheus.Collector. Register the Engine to export its metrics.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{steeredPortsMetric, steeringAvailableMetric, failedWritesMetric, deletedConnectionsMetric} {
+	for _, d := range []*prometheus.Desc{steeredPortsMetric, forwardedMetric, steeringAvailableMetric, failedWritesMetric, deletedConnectionsMetric} {
 		c <- d
 	}
 }
@@ -40,6 +41,7 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	}
 	c <- prometheus.MustNewConstMetric(steeringAvailableMetric, prometheus.GaugeValue, available)
 	c <- prometheus.MustNewConstMetric(steeredPortsMetric, prometheus.GaugeValue, float64(e.metrics.steeredPortCount.Load()))
+	c <- prometheus.MustNewConstMetric(forwardedMetric, prometheus.GaugeValue, float64(e.metrics.forwardedAddressCount.Load()))
 	c <- prometheus.MustNewConstMetric(failedWritesMetric, prometheus.CounterValue, float64(e.metrics.failedWriteCount.Load()))
 	c <- prometheus.MustNewConstMetric(deletedConnectionsMetric, prometheus.CounterValue, float64(e.metrics.deletedConnectionCount.Load()))
 }

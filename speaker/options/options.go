@@ -37,6 +37,8 @@ type Options struct {
 
 	// AroundDeadNodes sends new connections to living endpoints while a node is dead.
 	AroundDeadNodes bool
+	// KeepConnections keeps TCP connections open when their address moves.
+	KeepConnections bool
 
 	ServiceBGPStatusMode string // auto, on or off
 
@@ -104,6 +106,8 @@ func (o *Options) declareFlags(fs *pflag.FlagSet) {
 		"what follows if the kubelet of a node does not report any more: Ignore, or Leave, so that other nodes serve the addresses")
 	fs.BoolVar(&o.AroundDeadNodes, "around-dead-nodes", false,
 		"while a node is dead and Kubernetes does not know it yet, send new connections to living endpoints by nftables rules; needs the capability NET_ADMIN")
+	fs.BoolVar(&o.KeepConnections, "keep-connections", false,
+		"when an address moves to another node as planned, keep its TCP connections: nftables rules forward their packets to the node that held the address before; needs the capability NET_ADMIN")
 	fs.StringVar(&o.ServiceBGPStatusMode, "service-bgp-status", "auto", fmt.Sprintf(
 		"write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services",
 		maxServicesForAutoServiceBGPStatus))

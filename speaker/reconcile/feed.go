@@ -188,6 +188,7 @@ func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 		return
 	}
 	v := view.FromNode(n)
+	f.observeNode(&v)
 	v.IsKubeletSilent = v.IsKubeletSilent && f.options.TreatSilentKubeletAsUnfit
 	v.IsExcluded = v.IsExcluded && !f.options.ConfigurationScope.IgnoreExcludeLabel
 	if observe := f.options.ObserveOwnAddresses; observe != nil && n.Name == f.options.Self {
@@ -218,6 +219,7 @@ func (f *ClusterFeed) removeNode(ctx context.Context, o any) {
 	delete(f.labelsByNode, n.Name)
 	f.mu.Unlock()
 	f.updateGossipSeeds()
+	f.observeRemovedNode(n.Name)
 	f.options.Agent.PostChanges(ctx, agent.NewNodeRemovedChange(n.Name))
 }
 

@@ -12,6 +12,7 @@ import (
 type recordingTrafficObserver struct {
 	services map[view.ObjectKey]view.Service
 	slices   map[view.ObjectKey][]view.EndpointSlice
+	nodes    map[string][]netip.Addr
 }
 
 func (o *recordingTrafficObserver) SetService(s view.Service) {
@@ -24,6 +25,11 @@ func (o *recordingTrafficObserver) SetEndpointSlices(k view.ObjectKey, all []vie
 	o.slices[k] = all
 }
 
+func (o *recordingTrafficObserver) SetNode(name string, addresses []netip.Addr) {
+	o.nodes[name] = addresses
+}
+func (o *recordingTrafficObserver) RemoveNode(name string) { delete(o.nodes, name) }
+
 func TestAddressesOfEndpointsAreKeptOnlyForAnObserver(t *testing.T) {
 	k := view.ObjectKey{Namespace: "default", Name: "web"}
 	a := netip.MustParseAddr("192.0.2.1")
@@ -34,7 +40,7 @@ func TestAddressesOfEndpointsAreKeptOnlyForAnObserver(t *testing.T) {
 		t.Errorf("without an observer the feed keeps %v, want no addresses", s)
 	}
 
-	o := &recordingTrafficObserver{map[view.ObjectKey]view.Service{}, map[view.ObjectKey][]view.EndpointSlice{}}
+	o := &recordingTrafficObserver{map[view.ObjectKey]view.Service{}, map[view.ObjectKey][]view.EndpointSlice{}, map[string][]netip.Addr{}}
 	_, services, endpoints, f = newFeedWithFollowers(t, plan.Inputs{})
 	f.options.TrafficObserver = o
 	passToFollower(t, services.Add, exampleService("web", a))

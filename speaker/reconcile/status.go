@@ -76,9 +76,8 @@ type StatusWriterOptions struct {
 	// be nil. GossipKeyFile is the file with the key of this one; empty for the Secret.
 	GossipAddressesWithOtherKey func() []netip.Addr
 	GossipKeyFile               string
-	// SteeringFault says why new connections would not be steered around a dead node; nil if this
-	// is switched off.
-	SteeringFault func() names.Explanation
+	// ConnectionFaults say why connections would be neither steered nor kept.
+	ConnectionFaults ConnectionFaults
 	// Now is the clock.
 	Now func() time.Time
 	// Metrics gets what this node announces.
@@ -274,10 +273,7 @@ func (w *StatusWriter) collectStatusInputs(s agent.Status) status.StatusInputs {
 		HeldAddressConflicts: &w.heldAddressConflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
 	}
 	in.GossipFaults = w.collectGossipFaults()
-	if w.options.SteeringFault != nil {
-		f := w.options.SteeringFault()
-		in.SteeringFault = &f
-	}
+	w.options.ConnectionFaults.addTo(&in)
 	for k, since := range w.servicesAwaitingProxySince {
 		if w.options.Now().Sub(since) >= slowProxyReportDelay {
 			in.ServicesAwaitingProxy = append(in.ServicesAwaitingProxy, k)

@@ -38,6 +38,9 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 	if in.SteeringFault != nil {
 		out.Conditions = append(out.Conditions, buildSteeringCondition(*in.SteeringFault))
 	}
+	if in.ForwardingFault != nil {
+		out.Conditions = append(out.Conditions, buildForwardingCondition(*in.ForwardingFault))
+	}
 	for _, l := range out.Links {
 		if l.Usable {
 			out.UsableLinks = append(out.UsableLinks, l.Name)
@@ -169,6 +172,17 @@ func buildSteeringCondition(fault names.Explanation) metav1.Condition {
 	return metav1.Condition{
 		Type: names.ConditionSteersAroundDeadNodes, Status: metav1.ConditionTrue, Reason: string(names.ReasonSteeringPossible),
 		Message: "if a node dies, this node sends new connections to the living endpoints",
+	}
+}
+
+// buildForwardingCondition says whether open connections would be kept.
+func buildForwardingCondition(fault names.Explanation) metav1.Condition {
+	if fault.IsSet() {
+		return metav1.Condition{Type: names.ConditionKeepsConnections, Status: metav1.ConditionFalse, Reason: string(fault.Reason), Message: fault.Text}
+	}
+	return metav1.Condition{
+		Type: names.ConditionKeepsConnections, Status: metav1.ConditionTrue, Reason: string(names.ReasonForwardingPossible),
+		Message: "when an address moves here as planned, this node forwards packets of open connections to the node that held it before",
 	}
 }
 

@@ -77,6 +77,8 @@ type StatusInputs struct {
 	// SteeringFault is why new connections would not be steered around a dead node; nil if this is
 	// switched off.
 	SteeringFault *names.Explanation
+	// ForwardingFault is why open connections would not be kept; nil if this is switched off.
+	ForwardingFault *names.Explanation
 	// RawSocketDenialText is why raw sockets are not permitted; empty if they are.
 	RawSocketDenialText string
 	// HeldAddressConflicts are the claims of foreign hosts to held addresses. AcquireConflicts are

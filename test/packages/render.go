@@ -21,7 +21,7 @@ import (
 var EquivalentHelmValuesByKustomizeOverlay = map[string]string{
 	"default":    "{}",
 	"l2-only":    "bgp: {enabled: false}",
-	"continuity": "speaker: {continuity: {aroundDeadNodes: true}}",
+	"continuity": "speaker: {continuity: {aroundDeadNodes: true, keepConnections: true}}",
 	"webhook":    "webhook: {enabled: true}",
 	"prometheus": "prometheus: {enabled: true}",
 }

@@ -248,6 +248,7 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 		`controller: {gossipKeyRotationInterval: 720h}`:                 `{name: GANTRY_GOSSIP_KEY_ROTATION_INTERVAL, value: "720h"}`,
 		`speaker: {layer2: {answerPing: true}}`:                         `{name: GANTRY_LAYER2_ANSWER_PING, value: "true"}`,
 		`speaker: {continuity: {aroundDeadNodes: true}}`:                `{name: GANTRY_AROUND_DEAD_NODES, value: "true"}`,
+		`speaker: {continuity: {keepConnections: true}}`:                `{name: GANTRY_KEEP_CONNECTIONS, value: "true"}`,
 		`metrics: {protocol: http}`:                                     `{name: GANTRY_METRICS_PROTOCOL, value: http}`,
 		`networkPolicies: {enabled: true}`:                              `kind: NetworkPolicy`,
 		`prometheus: {enabled: true, rbac: {serviceAccountName: prom}}`: "name: prom\n  namespace: monitoring",

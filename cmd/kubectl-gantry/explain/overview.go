@@ -233,7 +233,7 @@ func (o *overview) faultsOfSpeaker(node string) []names.Explanation {
 	if s.LastSeen != nil && o.now().Sub(s.LastSeen.Time) > silentSpeakerTimeout {
 		return append(out, names.NewExplanation(names.ReasonNoSpeaker, "it is silent since %s", describeTime(s.LastSeen)))
 	}
-	for _, kind := range []string{names.ConditionNodeFit, names.ConditionLayer2Usable, names.ConditionGossipComplete, names.ConditionHeldAddressesUncontested, names.ConditionSteersAroundDeadNodes} {
+	for _, kind := range []string{names.ConditionNodeFit, names.ConditionLayer2Usable, names.ConditionGossipComplete, names.ConditionHeldAddressesUncontested, names.ConditionSteersAroundDeadNodes, names.ConditionKeepsConnections} {
 		if c := meta.FindStatusCondition(s.Conditions, kind); c != nil && c.Status == metav1.ConditionFalse {
 			out = append(out, names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message})
 		}
