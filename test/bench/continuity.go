@@ -21,8 +21,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// measureContinuity counts the connections that fail when a node with a Pod dies, with the default
-// installation and with the one that steers around dead nodes.
+// measureContinuity counts the connections that fail when a node with a Pod dies, and the open ones
+// that end when addresses move, with the default installation and with the one that keeps them.
 func measureContinuity(ctx context.Context, dir string) error {
 	if err := measureSteeringTransaction(); err != nil {
 		return err
@@ -37,7 +37,8 @@ func measureContinuity(ctx context.Context, dir string) error {
 	return nil
 }
 
-// measureDeathsOfNodes kills a node that holds no address, and then one that does.
+// measureDeathsOfNodes moves addresses as planned, kills a node that holds none, and then one that
+// does.
 func measureDeathsOfNodes(ctx context.Context, dir, mode, overlay string) error {
 	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 4, Dir: dir, ProxyMode: mode, Families: lab.DualStack, ProgressOutput: os.Stderr})
 	if err != nil {
@@ -53,6 +54,9 @@ func measureDeathsOfNodes(ctx context.Context, dir, mode, overlay string) error 
 	}
 	urls, err := s.AwaitURLsOfPodOnEachNode(ctx, 2)
 	if err != nil {
+		return err
+	}
+	if err := measureKeptConnections(ctx, s, urls, fmt.Sprintf("kube-proxy in %s mode, config/%s", mode, overlay)); err != nil {
 		return err
 	}
 	for _, isHolder := range []bool{false, true} {

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 )
@@ -81,6 +82,9 @@ func runDemo(ctx context.Context) error {
 	}
 	printHeading("a client on the LAN fetches %s", url)
 	fmt.Print(body)
+	if err := drainHolderWhileConnectionIsOpen(ctx, s, url); err != nil {
+		return err
+	}
 	if err := killHolderWhileClientSendsRequests(ctx, s, url); err != nil {
 		return err
 	}
@@ -94,6 +98,36 @@ func runDemo(ctx context.Context) error {
 		"bin/lab --name demo shell client curl -s " + url + "\n" +
 		"bin/lab --name demo down")
 	return nil
+}
+
+// drainHolderWhileConnectionIsOpen drains the node that holds the address while the client sends
+// requests over one connection.
+func drainHolderWhileConnectionIsOpen(ctx context.Context, s *cluster.Cluster, url string) error {
+	holder, err := s.AwaitSingleAnnouncingNode(ctx, "tekton-dashboard", "")
+	if err != nil {
+		return err
+	}
+	printHeading("%s holds the address; the client keeps a TCP connection open; now %s is drained", holder, holder)
+	kept, err := s.OpenKeptConnections(ctx, "client", []string{url}, 1)
+	if err != nil {
+		return err
+	}
+	if err := runAndPrintKubectl(ctx, s, "annotate", "node", holder, names.AnnotationDrainNode+"="); err != nil {
+		return err
+	}
+	next, err := s.AwaitSingleAnnouncingNode(ctx, "tekton-dashboard", holder)
+	if err != nil {
+		return err
+	}
+	if err := kept.AwaitMoreAnswersOnEach(ctx); err != nil {
+		return err
+	}
+	failures, longest := kept.CloseAndListFailures()
+	if len(failures) > 0 {
+		return fmt.Errorf("the connection ended: %w", failures[0])
+	}
+	printHeading("%s took over, and the connection is still open; the longest time between two answers was %d ms", next, longest/time.Millisecond)
+	return runAndPrintKubectl(ctx, s, "annotate", "node", holder, names.AnnotationDrainNode+"-")
 }
 
 // killHolderWhileClientSendsRequests kills the node that holds the address while the client sends

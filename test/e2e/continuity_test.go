@@ -96,11 +96,14 @@ func checkFaultsWhileSteering(ctx context.Context, t *testing.T, s *cluster.Clus
 	})
 }
 
-// awaitTable waits until a node has a table of ours.
+// steeringTable is the table with the rules that steer.
+const steeringTable = "table inet gantry"
+
+// awaitTable waits until a node has the table with the rules that steer.
 func awaitTable(ctx context.Context, s *cluster.Cluster, node string) error {
 	return cluster.AwaitNoError(ctx, "the rules on "+node, func(context.Context) error {
 		tables, err := listTables(s, node)
-		if err == nil && !strings.Contains(tables, "gantry") {
+		if err == nil && !strings.Contains(tables, steeringTable) {
 			err = fmt.Errorf("it has the tables %s", tables)
 		}
 		return err
@@ -145,7 +148,7 @@ func countFailuresAfterDeath(ctx context.Context, t *testing.T, s *cluster.Clust
 	return failed, count
 }
 
-// awaitNoTableOnNodes waits until no node has a table of ours.
+// awaitNoTableOnNodes waits until no node has the table with the rules that steer.
 func awaitNoTableOnNodes(ctx context.Context, s *cluster.Cluster) error {
 	return cluster.AwaitNoError(ctx, "the end of the steering", func(ctx context.Context) error {
 		for i := 1; i <= 4; i++ {
@@ -153,7 +156,7 @@ func awaitNoTableOnNodes(ctx context.Context, s *cluster.Cluster) error {
 			if err != nil {
 				return err
 			}
-			if strings.Contains(string(out), "gantry") {
+			if strings.Contains(out, steeringTable+"\n") {
 				return fmt.Errorf("node%d has the tables %s", i, out)
 			}
 		}
