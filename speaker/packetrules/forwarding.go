@@ -26,15 +26,18 @@ const (
 	ForwardingRefreshInterval = 2 * time.Minute
 )
 
-// forwardingRole is what a set of a forwarding table is for. The keys of the first three are a link
-// and an address.
+// forwardingRole is what a set of a forwarding table is for. All keys but those of memberMACs are a
+// link and an address.
 type forwardingRole uint8
 
 const (
-	// nextHops and nextHopsOfMembers are maps to the address of a former holder. Their elements
-	// live on while packets use them.
+	// nextHops and nextHopsOfMembers are maps to the address of a former holder. They act only on
+	// what is in the sets activeHops and activeHopsOfMembers, whose elements live on while packets
+	// use them. The program nft cannot show a map whose elements a packet renews by a value.
 	nextHops forwardingRole = iota
 	nextHopsOfMembers
+	activeHops
+	activeHopsOfMembers
 	// forwardedAddresses are all addresses, so that what other nodes forward in vain is dropped.
 	forwardedAddresses
 	// memberMACs are the Ethernet addresses of the other nodes.
@@ -42,7 +45,10 @@ const (
 	forwardingRoleCount
 )
 
-var forwardingSetNames = [forwardingRoleCount]string{"next-hops", "next-hops-of-nodes", "addresses", "nodes"}
+var forwardingSetNames = [forwardingRoleCount]string{"next-hops", "next-hops-of-nodes", "active", "active-of-nodes", "addresses", "nodes"}
+
+// hasTimeout reports whether the elements of a set expire.
+func (r forwardingRole) hasTimeout() bool { return r > nextHopsOfMembers }
 
 // forwardingTable is the table of one family.
 type forwardingTable struct {
@@ -58,12 +64,18 @@ func newForwardingTable(f family) *forwardingTable {
 		address = nftables.TypeIP6Addr
 	}
 	for r := range t.sets {
-		s := &nftables.Set{Table: t.table, Name: forwardingSetNames[r], HasTimeout: true, Timeout: forwardingTimeout, KeyType: nftables.TypeEtherAddr, KeyByteOrder: binaryutil.BigEndian}
+		s := &nftables.Set{Table: t.table, Name: forwardingSetNames[r], KeyType: nftables.TypeEtherAddr, KeyByteOrder: binaryutil.BigEndian}
+		if forwardingRole(r).hasTimeout() {
+			s.HasTimeout, s.Timeout = true, forwardingTimeout
+		}
 		if forwardingRole(r) != memberMACs {
 			s.KeyType, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFIndex, address), true
 		}
-		if forwardingRole(r) < forwardedAddresses {
-			s.IsMap, s.Dynamic, s.DataType = true, true, address
+		switch forwardingRole(r) {
+		case nextHops, nextHopsOfMembers:
+			s.IsMap, s.DataType = true, address
+		case activeHops, activeHopsOfMembers:
+			s.Dynamic = true
 		}
 		t.sets[r] = s
 	}
@@ -104,8 +116,8 @@ func (t *forwardingTable) addTable(conn *nftables.Conn) error {
 		&expr.Verdict{Kind: expr.VerdictJump, Chain: unknown.Name})
 	add(unknown, &expr.Payload{Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6, DestRegister: keyRegister}, t.lookup(memberMACs, false),
 		&expr.Verdict{Kind: expr.VerdictGoto, Chain: fromNodes.Name})
-	add(unknown, t.forward(nextHops)...)
-	add(fromNodes, t.forward(nextHopsOfMembers)...)
+	add(unknown, t.forward(nextHops, activeHops)...)
+	add(fromNodes, t.forward(nextHopsOfMembers, activeHopsOfMembers)...)
 	add(fromNodes, append(t.loadKey(), t.lookup(forwardedAddresses, false), &expr.Verdict{Kind: expr.VerdictDrop})...)
 	return nil
 }
@@ -128,11 +140,11 @@ func (t *forwardingTable) lookup(r forwardingRole, loadsValue bool) expr.Any {
 const nextHopRegister = unix.NFT_REG32_08
 
 // forward sends a packet out of the link on which it came, to the next hop in a map, and lets the
-// element live on.
-func (t *forwardingTable) forward(r forwardingRole) []expr.Any {
-	s := t.sets[r]
-	return append(t.loadKey(), t.lookup(r, true),
-		&expr.Dynset{SrcRegKey: keyRegister, SrcRegData: nextHopRegister, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: forwardingTimeout},
+// element of the set with active hops live on.
+func (t *forwardingTable) forward(r, active forwardingRole) []expr.Any {
+	s := t.sets[active]
+	return append(t.loadKey(), t.lookup(active, false), t.lookup(r, true),
+		&expr.Dynset{SrcRegKey: keyRegister, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: forwardingTimeout},
 		&expr.Dup{RegAddr: nextHopRegister, RegDev: keyRegister, IsRegDevSet: true},
 		&expr.Verdict{Kind: expr.VerdictDrop})
 }
@@ -140,6 +152,8 @@ func (t *forwardingTable) forward(r forwardingRole) []expr.Any {
 // forwardingElement is what an element of a set should be.
 type forwardingElement struct {
 	value string // empty in a set
+	// hop is for which next hop an element is active.
+	hop string
 	// isAbsent is set for a key that must not be in the map.
 	isAbsent bool
 	// isKept is set for an element that must not expire.
@@ -159,8 +173,11 @@ func newForwardingContent(f intent.Forwarding, of family) forwardingContent {
 			continue
 		}
 		key := encodeNumber(a.LinkIndex) + string(a.Address.AsSlice())
-		c[nextHops][key] = forwardingElement{value: string(a.NextHop.AsSlice()), isAbsent: !a.NextHop.IsValid(), isKept: a.IsStandby}
-		c[nextHopsOfMembers][key] = forwardingElement{value: string(a.NextHopOfMembers.AsSlice()), isAbsent: !a.NextHopOfMembers.IsValid()}
+		hop, ofMembers := string(a.NextHop.AsSlice()), string(a.NextHopOfMembers.AsSlice())
+		c[nextHops][key] = forwardingElement{value: hop, isAbsent: hop == "", isKept: true}
+		c[activeHops][key] = forwardingElement{hop: hop, isAbsent: hop == "", isKept: a.IsStandby}
+		c[nextHopsOfMembers][key] = forwardingElement{value: ofMembers, isAbsent: ofMembers == "", isKept: true}
+		c[activeHopsOfMembers][key] = forwardingElement{hop: ofMembers, isAbsent: ofMembers == ""}
 		c[forwardedAddresses][key] = forwardingElement{isKept: true}
 	}
 	for _, m := range f.MemberMACs {
@@ -218,7 +235,7 @@ func (t *forwardingTable) write(content, before forwardingContent, isThere bool)
 				return err
 			}
 		}
-		gone, added := changesOfSet(wanted, before[r], known)
+		gone, added := changesOfSet(wanted, before[r], known, forwardingRole(r).hasTimeout())
 		isChanged = isChanged || len(gone)+len(added) > 0
 		for some := range slices.Chunk(gone, elementsPerMessage) {
 			if err := conn.SetDeleteElements(t.sets[r], some); err != nil {
@@ -254,23 +271,28 @@ func (t *forwardingTable) list(r forwardingRole) (map[string]nftables.SetElement
 // changesOfSet returns the elements to delete and to add. An element that is about to expire is not
 // deleted, since the deletion of one that has expired fails. An element that expired because no
 // packet used it is not added again.
-func changesOfSet(wanted, before map[string]forwardingElement, known map[string]nftables.SetElement) (gone, added []nftables.SetElement) {
+func changesOfSet(wanted, before map[string]forwardingElement, known map[string]nftables.SetElement, hasTimeout bool) (gone, added []nftables.SetElement) {
+	timeout := time.Duration(0)
+	if hasTimeout {
+		timeout = forwardingTimeout
+	}
 	for key, e := range wanted {
 		k, isThere := known[key]
 		last, isWritten := before[key]
+		isSameHop := !isWritten || last.hop == e.hop
 		switch {
-		case !isThere && (e.isAbsent || !e.isKept && isWritten && last.value == e.value):
+		case !isThere && (e.isAbsent || !e.isKept && isWritten && isSameHop):
 			continue
-		case isThere && k.Expires < expiryDelay:
+		case isThere && hasTimeout && k.Expires < expiryDelay:
 			continue
-		case isThere && !e.isAbsent && string(k.Val) == e.value && !(e.isKept && k.Expires < forwardingTimeout-ForwardingRefreshInterval/2):
+		case isThere && !e.isAbsent && string(k.Val) == e.value && isSameHop && !(e.isKept && hasTimeout && k.Expires < forwardingTimeout-ForwardingRefreshInterval/2):
 			continue
 		}
 		if isThere {
 			gone = append(gone, nftables.SetElement{Key: k.Key, Val: k.Val})
 		}
 		if !e.isAbsent {
-			added = append(added, nftables.SetElement{Key: []byte(key), Val: []byte(e.value), Timeout: forwardingTimeout})
+			added = append(added, nftables.SetElement{Key: []byte(key), Val: []byte(e.value), Timeout: timeout})
 		}
 	}
 	return gone, added

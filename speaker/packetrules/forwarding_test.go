@@ -208,6 +208,7 @@ func TestOpenConnectionsStayWithFormerHolders(t *testing.T) {
 
 		s.forward(c, b, nil)
 		s.forward(b, c, a)
+		(&testNode{t: t, namespace: b.Namespace}).nft("list ruleset") // nft can show the rules
 		s.moveAddressTo(c)
 		s.mustBeAnsweredBy(first, a, "after the move to c")
 		s.mustBeAnsweredBy(second, b, "after the move to c")
