@@ -31,7 +31,7 @@ const (
 
 // AskPort asks one port at one address, and looks at the neighbour table after that.
 func AskPort(ctx context.Context, a netip.Addr, port Port) Observation {
-	o := Observation{Address: a, Port: port, IsOnLink: isOnLink(a)}
+	o := Observation{Address: a, Port: port, IsOnLink: isOnLink(a), LocalAddress: localAddressTowards(ctx, a)}
 	switch port.Protocol {
 	case "TCP":
 		askByTCP(ctx, &o)
@@ -67,7 +67,6 @@ func askByTCP(ctx context.Context, o *Observation) {
 		o.Outcome, o.Detail = classifyError(err), err.Error()
 		return
 	}
-	o.LocalAddress = localAddressOf(c)
 	_ = c.Close()
 	o.Outcome = OutcomeConnected
 	if o.Port.Scheme != "" {
@@ -75,7 +74,14 @@ func askByTCP(ctx context.Context, o *Observation) {
 	}
 }
 
-func localAddressOf(c net.Conn) netip.Addr {
+// localAddressTowards returns the address by which this machine asks; not valid if there is no
+// route. A UDP socket finds it without sending anything.
+func localAddressTowards(ctx context.Context, a netip.Addr) netip.Addr {
+	c, err := (&net.Dialer{}).DialContext(ctx, "udp", netip.AddrPortFrom(a, 9).String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer c.Close()
 	p, err := netip.ParseAddrPort(c.LocalAddr().String())
 	if err != nil {
 		return netip.Addr{}
@@ -117,7 +123,6 @@ func askByUDP(ctx context.Context, o *Observation) {
 		return
 	}
 	defer c.Close()
-	o.LocalAddress = localAddressOf(c)
 	answer := make([]byte, 1)
 	for range datagramCount {
 		if _, err = c.Write(nil); err == nil {

@@ -153,6 +153,8 @@ func diagnoseRefusal(o *Observation) Diagnosis {
 // diagnoseSilence looks how far the question came.
 func diagnoseSilence(o *Observation) Diagnosis {
 	switch stranger := describeStranger(o); {
+	case o.IsOnLink && o.IsNeighbourKnown && o.NeighbourMAC == "" && !o.HasReadyEndpoints:
+		return failedAt(StepNeighbour, "the Pods", "no host answers %s for %s, since no Pod behind the port is ready: then no node announces it", neighbourProtocol(o.Address), o.Address)
 	case o.IsOnLink && o.IsNeighbourKnown && o.NeighbourMAC == "":
 		return failedAt(StepNeighbour, "the node that holds the address, or the network between", "no host answers %s for %s on this segment: the holder is in another segment or VLAN, or does not answer", neighbourProtocol(o.Address), o.Address)
 	case stranger != "":

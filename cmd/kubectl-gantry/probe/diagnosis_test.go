@@ -35,6 +35,9 @@ func TestDiagnosisNamesStepAndBlame(t *testing.T) {
 		"no answer to NDP": {func(o *Observation) {
 			o.Outcome, o.NeighbourMAC, o.Address = OutcomeSilent, "", netip.MustParseAddr("2001:db8::1")
 		}, report.ResultNotWell, StepNeighbour, "the node that holds the address", "no host answers NDP"},
+		"nobody announces": {func(o *Observation) {
+			o.Outcome, o.NeighbourMAC, o.HasReadyEndpoints = OutcomeHostUnreachable, "", false
+		}, report.ResultNotWell, StepNeighbour, "the Pods", "no Pod behind the port is ready"},
 		"a router finds no host": {func(o *Observation) { o.Outcome, o.IsOnLink, o.NeighbourMAC = OutcomeHostUnreachable, false, "" }, report.ResultNotWell, StepNeighbour, "the last router", "no host has 192.0.2.10"},
 		"a firewall answers":     {func(o *Observation) { o.Outcome = OutcomeProhibited }, report.ResultNotWell, StepConnection, "a firewall", "forbidden"},
 		"no Pods":                {func(o *Observation) { o.Outcome, o.HasReadyEndpoints = OutcomeRefused, false }, report.ResultNotWell, StepConnection, "the Pods", "no Pod behind the port is ready"},

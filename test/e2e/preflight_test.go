@@ -1,0 +1,206 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// gantryImage is the name that stands for Gantry's programs in the lab.
+const gantryImage = "registry.invalid/gantry:v0.1.0"
+
+// expectPreflight runs kubectl gantry preflight until it exits with the status, and its output has
+// the texts.
+func expectPreflight(ctx context.Context, t *testing.T, s *cluster.Cluster, args []string, wantStatus int, texts ...string) {
+	t.Helper()
+	failOnError(t, cluster.AwaitNoError(ctx, "the preflight", func(ctx context.Context) error {
+		out, status, err := runKubectlGantry(ctx, s, append([]string{"preflight"}, args...)...)
+		if err != nil || ctx.Err() != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		for _, text := range texts {
+			if status != wantStatus || !strings.Contains(out, text) {
+				return fmt.Errorf("it exits with %d, want %d and %q:\n%s", status, wantStatus, text, out)
+			}
+		}
+		return nil
+	}))
+}
+
+// TestPreflightProbeAndSupportBundle goes the way of an operator: the nodes before an installation,
+// with a fault each time, then the cluster after it, a Service from a client, and a bundle of what
+// is broken.
+func TestPreflightProbeAndSupportBundle(t *testing.T) {
+	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 3})
+	before := []string{"--image", gantryImage}
+	expectPreflight(ctx, t, s, before, 0, "checks pass on 3 nodes")
+	for _, f := range []struct {
+		name, node      string
+		fault, repair   []string
+		check, wantText string
+	}{
+		{"MTU", "node2", []string{"ip", "link", "set", "dev", "eth0", "mtu", "1400"}, []string{"ip", "link", "set", "dev", "eth0", "mtu", "1500"}, "MTU", "node2: the MTU of the link in 192.168.0.0/24 is 1400, and 1500 on most nodes"},
+		{"proxy ARP", "node1", []string{"sysctl", "-w", "net.ipv4.conf.eth0.proxy_arp=1"}, []string{"sysctl", "-w", "net.ipv4.conf.eth0.proxy_arp=0"}, "proxy ARP", "node1: proxy_arp of eth0 is on"},
+		{"forwarding", "node3", []string{"sysctl", "-w", "net.ipv4.ip_forward=0"}, []string{"sysctl", "-w", "net.ipv4.ip_forward=1"}, "forwarding", "node3: net.ipv4.ip_forward is 0"},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			failOnError(t, s.RunOnHost(f.node, f.fault[0], f.fault[1:]...))
+			expectPreflight(ctx, t, s, before, 1, "checks fail: "+f.check+" [", f.wantText)
+			failOnError(t, s.RunOnHost(f.node, f.repair[0], f.repair[1:]...))
+		})
+	}
+	t.Run("blocked gossip", func(t *testing.T) {
+		failOnError(t, s.BlockGossipOneWay(ctx, []string{"node1"}, []string{"node3"}, "udp"))
+		expectPreflight(ctx, t, s, before, 1, "checks fail: gossip [", "node1: by UDP it does not reach port 7946 of node3")
+		failOnError(t, s.UnblockPorts(ctx, "node1"))
+	})
+	expectPreflight(ctx, t, s, before, 0, "checks pass on 3 nodes")
+	failOnError(t, cluster.AwaitNoError(ctx, "the end of the namespaces of the preflight", func(ctx context.Context) error {
+		var all corev1.NamespaceList
+		if err := s.API.List(ctx, &all); err != nil {
+			return err
+		}
+		for i := range all.Items {
+			if strings.HasPrefix(all.Items[i].Name, "gantry-preflight") {
+				return fmt.Errorf("namespace %s is left over", all.Items[i].Name)
+			}
+		}
+		return nil
+	}))
+	failOnError(t, s.InstallGantry(ctx))
+	expectPreflight(ctx, t, s, nil, 0, "checks pass on 3 nodes")
+	expectPreflight(ctx, t, s, []string{"--on-nodes"}, 0, "checks pass on 3 nodes")
+	failOnError(t, s.ApplyManifests(ctx, operatedServiceManifests))
+	t.Run("probe", func(t *testing.T) { testProbeNamesStep(ctx, t, s) })
+	t.Run("support bundle", func(t *testing.T) { testBundleExplainsAsTheCluster(ctx, t, s) })
+}
+
+// operatedServiceManifests are Services that work, and such that do not.
+const operatedServiceManifests = `apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: operated, namespace: metallb-system}
+spec: {addresses: [192.168.0.201-192.168.0.210]}
+---
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: unadvertised, namespace: metallb-system}
+spec: {addresses: [192.168.0.211], autoAssign: false}
+---
+apiVersion: metallb.io/v1beta1
+kind: L2Advertisement
+metadata: {name: operated, namespace: metallb-system}
+spec: {ipAddressPools: [operated]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: operated, namespace: default}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: operated}}
+  template:
+    metadata: {labels: {app: operated}}
+    spec: {containers: [{name: web, image: web, ports: [{containerPort: 8080}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: operated, namespace: default}
+spec: {type: LoadBalancer, selector: {app: operated}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: operated-ranges, namespace: default}
+spec: {type: LoadBalancer, selector: {app: operated}, loadBalancerSourceRanges: [10.99.0.0/16], ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: operated-without-pods, namespace: default}
+spec: {type: LoadBalancer, selector: {app: nobody}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: operated-unadvertised, namespace: default, annotations: {metallb.io/address-pool: unadvertised}}
+spec: {type: LoadBalancer, selector: {app: operated}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: operated-misspelt, namespace: default, annotations: {metallb.io/address-pool: oprated}}
+spec: {type: LoadBalancer, selector: {app: operated}, ports: [{port: 80, targetPort: 8080}]}
+---
+`
+
+// testProbeNamesStep asks Services from a client on the LAN.
+func testProbeNamesStep(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	for _, c := range []struct {
+		service    string
+		wantStatus int
+		wantText   string
+	}{
+		{"operated", 0, "1 of 1 ports answer"},
+		{"operated-unadvertised", 1, "fails at the step neighbour, which is up to the node that holds the address"},
+		{"operated-misspelt", 1, "[PoolNotFound]"},
+	} {
+		t.Run(c.service, func(t *testing.T) {
+			failOnError(t, cluster.AwaitNoError(ctx, "the answer about "+c.service, func(ctx context.Context) error {
+				out, status, err := runKubectlGantryOnClient(ctx, s, "probe", "service", c.service)
+				if first, _, _ := strings.Cut(out, "\n"); err != nil || status != c.wantStatus || !strings.Contains(first, c.wantText) {
+					return fmt.Errorf("%v: it exits with %d, want %d and %q:\n%s", err, status, c.wantStatus, c.wantText, out)
+				}
+				return nil
+			}))
+		})
+	}
+}
+
+// runKubectlGantryOnClient runs kubectl gantry on the client of the LAN, which reaches the API
+// server by its own address.
+func runKubectlGantryOnClient(ctx context.Context, s *cluster.Cluster, args ...string) (string, int, error) {
+	kubeconfig := filepath.Join(s.Dir(), "credentials", "admin.kubeconfig")
+	cmd := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "kubectl-gantry"), append([]string{"--kubeconfig", kubeconfig}, args...)...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := s.NamespaceOfHost("client").RunInside(cmd.Run)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return out.String(), exit.ExitCode(), nil
+	}
+	return out.String(), 0, err
+}
+
+// testBundleExplainsAsTheCluster compares the first lines of a broken cluster with those of its
+// bundle.
+func testBundleExplainsAsTheCluster(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	bundle := filepath.Join(t.TempDir(), "bundle.tar.gz")
+	questions := [][]string{{"explain", "pool", "operated"}, {"explain", "node", "node1"}, {"explain", "address", "192.168.0.211"}, {"status"}, {"holders"}, {"pools"}, {"services"}, {"moves"}, {"peers"}, {"routes", "node1"}}
+	for _, name := range []string{"operated", "operated-ranges", "operated-without-pods", "operated-unadvertised", "operated-misspelt"} {
+		questions = append(questions, []string{"explain", "service", name})
+	}
+	before := map[string]string{}
+	ask := func(args ...string) string {
+		out, status, err := runKubectlGantry(ctx, s, args...)
+		failOnError(t, err)
+		first, _, _ := strings.Cut(out, "\n")
+		return fmt.Sprintf("%s (exit status %d)", first, status)
+	}
+	for _, q := range questions {
+		before[strings.Join(q, " ")] = ask(q...)
+	}
+	out, status, err := runKubectlGantry(ctx, s, "support-bundle", "-f", bundle)
+	if err != nil || status != 0 {
+		t.Fatalf("support-bundle exits with %d: %v: %s", status, err, out)
+	}
+	for _, q := range questions {
+		if got, want := ask(append([]string{"--from-bundle", bundle}, q...)...), before[strings.Join(q, " ")]; got != want {
+			t.Errorf("%q: the bundle says\n%s\nand the cluster said\n%s", q, got, want)
+		}
+	}
+}
