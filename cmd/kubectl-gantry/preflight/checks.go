@@ -103,6 +103,9 @@ func RunChecks(f *Facts) *report.Report {
 		return out
 	}
 	out.Answer = fmt.Sprintf("all %d checks pass on %d nodes", passed, len(f.Nodes))
+	if f.IsOnePartOfPathsChecked {
+		out.Answer += fmt.Sprintf("; each node asked only %d others for the gossip", maxNodesForAllPairs)
+	}
 	if !f.IsInstalled && !hasAskedNodes(f) {
 		out.Result, out.Answer = report.ResultUnknown, "Gantry is not installed, and no node was asked: add --image IMAGE"
 	}

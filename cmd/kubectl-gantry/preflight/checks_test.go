@@ -192,6 +192,15 @@ func TestHealthyClusterPassesAllChecks(t *testing.T) {
 	}
 }
 
+// TestLargeClusterSaysThatNotEachPairWasAsked has more nodes than ask each other.
+func TestLargeClusterSaysThatNotEachPairWasAsked(t *testing.T) {
+	f := healthyFacts()
+	f.IsOnePartOfPathsChecked = true
+	if r := RunChecks(f); !strings.HasSuffix(r.Answer, "; each node asked only 50 others for the gossip") {
+		t.Errorf("it says %q", r.Answer)
+	}
+}
+
 // TestNothingIsSaidOfNodesThatNobodyAsked has neither speakers nor answers.
 func TestNothingIsSaidOfNodesThatNobodyAsked(t *testing.T) {
 	f := &Facts{Namespace: "metallb-system", Nodes: []Node{{Name: "node1"}}}
