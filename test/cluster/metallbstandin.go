@@ -78,13 +78,18 @@ func answerARPForShare(nodes, addresses []string) error {
 	}
 }
 
-// MetalLBStandIn is an installation in the form in which MetalLB's chart leaves it.
-// Its speakers answer ARP, and its controller does nothing.
+// MetalLBStandIn is an installation in the form in which MetalLB's chart and manifests leave
+// theirs. Its speakers answer ARP, and its controller does nothing.
 type MetalLBStandIn struct {
 	// Nodes are the nodes with speakers, and Addresses those for which they answer.
 	Nodes, Addresses []string
 	// GossipPort is the port that a speaker uses on its node, by TCP and UDP.
 	GossipPort int
+}
+
+// Manifests are the objects as `kubectl apply` of MetalLB's manifests leaves them.
+func (m *MetalLBStandIn) Manifests() string {
+	return m.format("controller", "speaker", "app: metallb", "component", fmt.Sprint(m.GossipPort)) + "---\n" + m.crdManifests()
 }
 
 // WriteChart writes a chart into an empty directory. Its objects have the names and labels of

@@ -20,6 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	lab.RunAsLabPartIfRequested()
+	cluster.RunAsMetalLBSpeakerIfRequested()
 	// keeps the log of client-go, for example on an API server that a test stopped, out of the
 	// tests' output
 	ctrllog.SetLogger(logr.Discard())
