@@ -42,24 +42,24 @@ func hasKnownNodes(f *Facts) bool {
 // checks returns all checks, the most important first.
 func checks() []check {
 	return []check{
-		{name: "nodes", breaks: "a node without the program of Gantry announces nothing", page: "operating.md#preflight", reason: names.ReasonNoSpeaker, find: findSilentNodes},
+		{name: "nodes", breaks: "a node without the program of Gantry announces nothing", page: "operator-commands.md#preflight", reason: names.ReasonNoSpeaker, find: findSilentNodes},
 		{name: "PodSecurity", breaks: "the API server refuses the Pods of the speakers", page: "security.md#what-the-containers-may-do", reason: names.ReasonNotInstalled, find: findPodSecurity},
 		{name: "other controllers", breaks: "two programs write the addresses of the same Services, again and again", page: "reasons.md#what-only-kubectl-gantry-says", reason: names.ReasonOtherController, find: findRivals},
 		{name: "kube-proxy", breaks: "traffic that arrives at the node goes nowhere", page: "holders.md#how-the-speaker-asks-kube-proxy", reason: names.ReasonServiceProxySilent, canAnswer: hasKnownNodes, find: findProxyHealth},
-		{name: "kube-proxy mode", breaks: "connections depend on which node they arrive at", page: "operating.md#preflight", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findProxyModes},
+		{name: "kube-proxy mode", breaks: "connections depend on which node they arrive at", page: "operator-commands.md#preflight", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findProxyModes},
 		{name: "strictARP", breaks: "the kernel of every node answers for every address", page: "layer2.md#hosts-that-answer-for-an-address", reason: names.ReasonStrayAnswer, find: findStrictARP},
 		{name: "raw sockets", breaks: "no node can answer ARP and NDP", page: "security.md#what-the-containers-may-do", reason: names.ReasonRawSocketDenied, canAnswer: hasKnownNodes, find: findRawSockets},
 		{name: "carrier", breaks: "the node can announce nothing by ARP and NDP", page: "layer2.md#usable-interfaces", reason: names.ReasonNoLinks, canAnswer: hasKnownNodes, find: findCarrier},
 		{name: "gossip", breaks: "two nodes may answer for one address, and a dead node is noticed late", page: "holders.md#when-gossip-is-blocked", reason: names.ReasonGossipBlocked, canAnswer: func(f *Facts) bool { return len(f.Paths) > 0 || f.IsInstalled }, find: findGossip},
-		{name: "ports", breaks: "the speaker or the controller cannot start, or does without this part", page: "operating.md#preflight", reason: names.ReasonPortUnavailable, canAnswer: hasAskedNodes, find: findUsedPorts},
+		{name: "ports", breaks: "the speaker or the controller cannot start, or does without this part", page: "operator-commands.md#preflight", reason: names.ReasonPortUnavailable, canAnswer: hasAskedNodes, find: findUsedPorts},
 		{name: "subnets", breaks: "an address moves to a node on which no client finds it", page: "layer2.md#what-speakers-know-of-each-others-interfaces", reason: names.ReasonLinksDiffer, canAnswer: hasKnownNodes, find: findSubnets},
-		{name: "MTU", breaks: "large packets are lost after an address has moved to another node", page: "operating.md#preflight", reason: names.ReasonLinksDiffer, canAnswer: hasAskedNodes, find: findMTU},
-		{name: "forwarding", breaks: "traffic that arrives at the node does not reach Pods", page: "operating.md#preflight", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findForwarding},
-		{name: "rp_filter", breaks: "the kernel drops requests of clients that it would answer over another link", page: "operating.md#preflight", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findReversePathFilter},
-		{name: "arp_ignore and arp_announce", breaks: "the node answers ARP for addresses of its other links", page: "operating.md#preflight", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findARPSettings},
+		{name: "MTU", breaks: "large packets are lost after an address has moved to another node", page: "operator-commands.md#preflight", reason: names.ReasonLinksDiffer, canAnswer: hasAskedNodes, find: findMTU},
+		{name: "forwarding", breaks: "traffic that arrives at the node does not reach Pods", page: "operator-commands.md#preflight", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findForwarding},
+		{name: "rp_filter", breaks: "the kernel drops requests of clients that it would answer over another link", page: "operator-commands.md#preflight", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findReversePathFilter},
+		{name: "arp_ignore and arp_announce", breaks: "the node answers ARP for addresses of its other links", page: "operator-commands.md#preflight", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findARPSettings},
 		{name: "proxy ARP", breaks: "the kernel of the node answers for addresses that others hold", page: "layer2.md#hosts-that-answer-for-an-address", reason: names.ReasonStrayAnswer, canAnswer: hasAskedNodes, find: findProxyARP},
-		{name: "IPv6", breaks: "IPv6 addresses are announced by some nodes only, or by none", page: "operating.md#preflight", reason: names.ReasonNoAddressFamily, canAnswer: hasKnownNodes, find: findIPv6},
-		{name: "clocks", breaks: "certificates and times in objects are wrong", page: "operating.md#preflight", reason: names.ReasonNodeSetting, canAnswer: func(f *Facts) bool {
+		{name: "IPv6", breaks: "IPv6 addresses are announced by some nodes only, or by none", page: "operator-commands.md#preflight", reason: names.ReasonNoAddressFamily, canAnswer: hasKnownNodes, find: findIPv6},
+		{name: "clocks", breaks: "certificates and times in objects are wrong", page: "operator-commands.md#preflight", reason: names.ReasonNodeSetting, canAnswer: func(f *Facts) bool {
 			return slices.ContainsFunc(f.Nodes, func(n Node) bool { return n.ClockAhead != nil })
 		}, find: findClocks},
 		{name: "TCP MD5", breaks: "BGP sessions with a password are not established", page: "bgp.md#a-peer", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findTCPMD5},

@@ -90,7 +90,7 @@ func ReportService(ctx context.Context, e *explain.Explainer, key client.ObjectK
 }
 
 // documentationURL is the page about the steps.
-const documentationURL = "https://github.com/gantry-lb/gantry/blob/main/docs/operating.md#probe"
+const documentationURL = "https://github.com/gantry-lb/gantry/blob/main/docs/operator-commands.md#probe"
 
 // readTarget reads what is to be asked, and what the answers are compared with.
 func readTarget(ctx context.Context, from *objects.Reader, key client.ObjectKey, gantryNamespace string) (*target, error) {
