@@ -270,9 +270,10 @@ func (l *Ledger) WithholdAddressesUntilProbed(s *view.Service, addresses []netip
 	}
 }
 
-// WithholdAddressesUntilStatusWritten withholds the addresses that the status of the Service shows,
-// and which it lost to other holders: no third Service gets them before the status is written. They
-// replace those of an earlier call; without addresses, the status shows none any more.
+// WithholdAddressesUntilStatusWritten withholds addresses that the Service lost to other holders,
+// while its status shows them or an earlier write may still bring them: no third Service gets them
+// before the status is written. They replace those of an earlier call; without addresses, nothing
+// is withheld for this reason any more.
 func (l *Ledger) WithholdAddressesUntilStatusWritten(k view.ObjectKey, addresses []netip.Addr) {
 	if len(addresses) == 0 && len(l.withheldAddressesByService[k]) == 0 {
 		return

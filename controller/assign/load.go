@@ -266,24 +266,20 @@ func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, l
 }
 
 // commitHoldableAddresses records that a Service holds these addresses, without those that it
-// cannot hold because of other holders. No third Service gets those of the rest that its status
-// shows.
+// cannot hold because of other holders. No third Service gets the rest, as long as the status of
+// the Service shows it or a pending assignment may still bring it.
 func commitHoldableAddresses(l *allocate.Ledger, v *view.Service, addresses []netip.Addr) {
 	holdable := filterHoldableAddresses(l, v, addresses)
 	if len(holdable) > 0 {
 		l.CommitAssignment(v, holdable, v.RecordedPool)
 	}
-	withholdLostAddresses(l, v, holdable)
+	withholdLostAddresses(l, v, addresses, holdable)
 }
 
-// withholdLostAddresses withholds what the status of a Service shows beyond what it can hold.
-func withholdLostAddresses(l *allocate.Ledger, v *view.Service, holdable []netip.Addr) {
-	var lost []netip.Addr
-	for _, a := range v.AssignedAddresses {
-		if !slices.Contains(holdable, a) {
-			lost = append(lost, a)
-		}
-	}
+// withholdLostAddresses withholds what the status of a Service shows, or will perhaps show, beyond
+// what it can hold.
+func withholdLostAddresses(l *allocate.Ledger, v *view.Service, addresses, holdable []netip.Addr) {
+	lost := slices.DeleteFunc(allocate.UnionAddresses(v.AssignedAddresses, addresses), func(a netip.Addr) bool { return slices.Contains(holdable, a) })
 	l.WithholdAddressesUntilStatusWritten(v.Key, lost)
 }
 

@@ -209,3 +209,50 @@ func TestAddressPendingForOtherClassIsNotGivenAway(t *testing.T) {
 		})
 	}
 }
+
+// TestLostAddressOfAPendingWriteIsNotGivenAway deletes the holder with which the Service of a
+// pending write may not share any more. The write still arrives, so that no third Service may have
+// the address before.
+func TestLostAddressOfAPendingWriteIsNotGivenAway(t *testing.T) {
+	o := newAssignmentOracle()
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(o.checkServiceChange)
+		s.SetPool("p", poolSpec("192.0.2.1/32"))
+		s.CreateService(newSharer("holder", 81, ""))
+		before := startController(t, s, nil, ServiceWorkerOptions{})
+		time.Sleep(time.Second)
+		before.stopAndWait()
+		s.CreateService(newSharer("sharer", 80, ""))
+		d := s.ServiceByKey(serviceKey("sharer"))
+		late := apitest.NewClient(s, func(what string) apitest.Delivery {
+			if what == "service" {
+				return apitest.Delivery{RequestDelay: 8 * time.Second}
+			}
+			return apitest.Delivery{}
+		})
+		writePendingAsOtherController(t, late, newPendingAssignment("sharer", d.ResourceVersion, parseAddresses("192.0.2.1")...))
+		after := d.DeepCopy()
+		after.Status.LoadBalancer.Ingress = ingressEntriesOfAddresses("192.0.2.1")
+		go func() { _, _ = late.PatchStatusAndAnnotations(context.Background(), d, after) }()
+		s.EditService(serviceKey("holder"), editToChangePort(80))
+		start := time.Now()
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "service" && time.Since(start) < time.Second {
+				return apitest.Delivery{RequestDelay: 9 * time.Second}
+			}
+			return apitest.Delivery{}
+		}, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(time.Second)
+		s.DeleteService(serviceKey("holder"))
+		s.CreateService(newLoadBalancer("third"))
+		time.Sleep(5 * time.Minute)
+		got := append(ingressAddresses(s.ServiceByKey(serviceKey("sharer"))), ingressAddresses(s.ServiceByKey(serviceKey("third")))...)
+		if len(got) != 1 {
+			t.Errorf("the two Services have %v, want the address once", got)
+		}
+	})
+	for _, f := range o.faults {
+		t.Error(f)
+	}
+}

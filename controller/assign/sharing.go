@@ -41,7 +41,7 @@ type sharingCheckTask struct {
 func (r *ServiceWorker) startSharingCheck(v *view.Service) {
 	r.recordByService[v.Key].requestInFlight = true
 	held, _ := r.ledger.AssignmentOf(v.Key)
-	withholdLostAddresses(r.ledger, v, held.Addresses)
+	withholdLostAddresses(r.ledger, v, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, ""), held.Addresses)
 	c := &sharingCheckTask{service: v.Key, ledgerBuildNumber: r.ledgerBuildNumber}
 	for _, a := range v.AssignedAddresses {
 		if rivals := r.ledger.ConflictingHolders(a, v); len(rivals) > 0 && !slices.Contains(c.conflictingServices, rivals[0]) {
@@ -151,7 +151,7 @@ func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	pending := r.ledgerWriter.pendingWrites.PendingAddressesOfService(h.Key, h.resourceVersion)
 	now := filterHoldableAddresses(r.ledger, &h.Service, allocate.UnionAddresses(h.AssignedAddresses, pending))
 	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)
-	withholdLostAddresses(r.ledger, &h.Service, now)
+	withholdLostAddresses(r.ledger, &h.Service, pending, now)
 	for _, a := range before.Addresses {
 		switch {
 		case slices.Contains(now, a):

@@ -113,7 +113,8 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 		r.startSharingCheck(&v)
 		return
 	}
-	after := allocate.UnionAddresses(v.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, now.ResourceVersion))
+	pending := r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, now.ResourceVersion)
+	after := allocate.UnionAddresses(v.AssignedAddresses, pending)
 	pool := v.RecordedPool
 	// A Service whose status was cleared keeps its addresses.
 	if len(v.AssignedAddresses) == 0 {
@@ -121,6 +122,6 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 	}
 	holdable := filterHoldableAddresses(r.ledger, &v, after)
 	r.ledger.CommitAssignment(&v, holdable, pool)
-	withholdLostAddresses(r.ledger, &v, holdable)
+	withholdLostAddresses(r.ledger, &v, pending, holdable)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 }
