@@ -66,7 +66,7 @@ func (b *packageInstaller) createPodAsDryRun(o *unstructured.Unstructured) error
 		return err
 	}
 	// What these name is not in the cluster.
-	for _, field := range []string{"serviceAccountName", "priorityClassName", "runtimeClassName"} {
+	for _, field := range []string{"serviceAccountName", "serviceAccount", "priorityClassName", "runtimeClassName"} {
 		delete(spec, field)
 	}
 	pod := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Pod", "spec": spec}}

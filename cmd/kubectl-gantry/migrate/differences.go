@@ -47,6 +47,8 @@ func differences() []difference {
 		{"The controller runs as two replicas with leader election.", alwaysMatters},
 		{"`status.loadBalancer.ingress` has `ipMode: VIP`.", func(f *Findings) bool { return len(f.Services) > 0 }},
 		{"The token of a speaker writes only objects of the speaker's own node. Policies of the API server refuse the rest ([security.md](security.md#what-a-node-can-do)).", alwaysMatters},
+		{"The metrics of BGP sessions have one more label, `bgppeer`, with the name of the BGPPeer.",
+			func(f *Findings) bool { return len(f.Configuration[peerKind]) > 0 }},
 		{"The metrics have their names in MetalLB, and the ports that MetalLB had before version 0.16. As in MetalLB since then, they are served by HTTPS, and only to tokens whose user may get `/metrics`. `--metrics-protocol=http` serves them to everybody.", alwaysMatters},
 	}
 }
