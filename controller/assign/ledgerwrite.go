@@ -112,7 +112,9 @@ func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Dur
 	return j.lastBatchAnswerTime.Add(lastBatchAnswerTimeout).Sub(now)
 }
 
-func isWriteOfQuietNamespace(w *serviceStatusWriteTask) bool { return w.isOfQuietNamespace }
+func isWriteOfQuietNamespace(w *serviceStatusWriteTask) bool {
+	return w.isOfQuietNamespace && !w.ledgerEntryRefused
+}
 
 // isFindingRefusedEntry says whether the next swaps find the entry that the API server refuses.
 func (j *ledgerWriter) isFindingRefusedEntry() bool {

@@ -23,7 +23,7 @@ func startRivalCheck(r *ServiceWorker, k view.ObjectKey, rec *serviceRecord) {
 	if !rec.rivalCheckedAt.IsZero() && r.Now().Sub(rec.rivalCheckedAt) < rivalReportInterval {
 		return
 	}
-	rec.rivalCheckedAt = r.Now()
+	rec.rivalCheckedAt, rec.rivalWriter = r.Now(), ""
 	r.apiTaskQueue.enqueueTask(&rivalCheckTask{k})
 }
 

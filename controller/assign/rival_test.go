@@ -15,16 +15,16 @@ import (
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
 )
 
-// newStatusWriterEntry is what the API server records of a program that writes the status.
-func newStatusWriterEntry(manager string) metav1.ManagedFieldsEntry {
+// newStatusManagedFieldsEntry is what the API server records of a program that writes the status.
+func newStatusManagedFieldsEntry(manager string) metav1.ManagedFieldsEntry {
 	now := metav1.NewTime(time.Now())
-	return metav1.ManagedFieldsEntry{Manager: manager, Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status", Time: &now, FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:status":{"f:loadBalancer":{"f:ingress":{}}}}`)}}
+	return metav1.ManagedFieldsEntry{Manager: manager, Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status", Time: &now, FieldsV1: metav1.NewFieldsV1(`{"f:status":{"f:loadBalancer":{"f:ingress":{}}}}`)}
 }
 
 // newServiceOfOtherProduct returns a Service with the addresses that another product gave it.
 func newServiceOfOtherProduct(name, manager string, addresses ...string) *corev1.Service {
 	o := newLoadBalancer(name)
-	o.ManagedFields = []metav1.ManagedFieldsEntry{newStatusWriterEntry(manager)}
+	o.ManagedFields = []metav1.ManagedFieldsEntry{newStatusManagedFieldsEntry(manager)}
 	for _, a := range addresses {
 		o.Status.LoadBalancer.Ingress = append(o.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a})
 	}
@@ -85,7 +85,7 @@ func TestRivalIsNamedInEventAndCondition(t *testing.T) {
 		wantAddressAndReason(t, s, "a", "192.0.2.0", names.ReasonAssigned)
 		s.EditService(serviceKey("a"), func(o *corev1.Service) {
 			o.Status.LoadBalancer.Ingress[0].IP = "192.0.2.9"
-			o.ManagedFields = append(o.ManagedFields, newStatusWriterEntry("cilium-operator-generic"))
+			o.ManagedFields = append(o.ManagedFields, newStatusManagedFieldsEntry("cilium-operator-generic"))
 		})
 		time.Sleep(3 * time.Second)
 		const want = "another program (cilium-operator-generic, which is Cilium's LB-IPAM) writes the addresses of this Service too"
@@ -118,7 +118,7 @@ func TestPersonIsNoRival(t *testing.T) {
 		time.Sleep(time.Second)
 		s.EditService(serviceKey("a"), func(o *corev1.Service) {
 			o.Status.LoadBalancer.Ingress[0].IP = "192.0.2.9"
-			o.ManagedFields = append(o.ManagedFields, newStatusWriterEntry("kubectl-edit"))
+			o.ManagedFields = append(o.ManagedFields, newStatusManagedFieldsEntry("kubectl-edit"))
 		})
 		time.Sleep(3 * time.Second)
 		if all := strings.Join(recorder.eventsOf("a"), "\n"); strings.Contains(all, "another program") {

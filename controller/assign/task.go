@@ -116,6 +116,8 @@ func namespaceOfTask(t apiRequestTask) string {
 		return t.service.Namespace
 	case *sharingCheckTask:
 		return t.service.Namespace
+	case *rivalCheckTask:
+		return t.service.Namespace
 	}
 	return ""
 }

@@ -180,9 +180,9 @@ const (
 	Idle    State = "Idle"
 	Connect State = "Connect"
 	Active  State = "Active" // waiting for the router to connect
-	// both OPENs were exchanged; waiting for the router's KEEPALIVE
-	OpensExchanged State = "OpenSent"
-	Established    State = "Established"
+	// OpenConfirm: both OPENs were exchanged; the KEEPALIVE of the router has not come.
+	OpenConfirm State = "OpenConfirm"
+	Established State = "Established"
 )
 
 // MessageCounts are totals since the peer was configured.

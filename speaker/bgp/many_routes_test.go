@@ -3,6 +3,7 @@ package bgp_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -158,7 +159,11 @@ func readMetricWithOneSeries(t *testing.T, r *prometheus.Registry, name string) 
 		if f.GetName() != name {
 			continue
 		}
-		if len(f.Metric) != 1 || len(f.Metric[0].Label) != 1 || f.Metric[0].Label[0].GetName() != "peer" || f.Metric[0].Label[0].GetValue() != "192.168.0.1:179" {
+		labels := map[string]string{}
+		for _, l := range f.Metric[0].Label {
+			labels[l.GetName()] = l.GetValue()
+		}
+		if len(f.Metric) != 1 || !maps.Equal(labels, map[string]string{"peer": "192.168.0.1:179", "bgppeer": "tor"}) {
 			t.Fatalf("%s has %v", name, f.Metric)
 		}
 		return f.Metric[0].GetGauge().GetValue() + f.Metric[0].GetCounter().GetValue()

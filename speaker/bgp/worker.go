@@ -351,7 +351,7 @@ func (w *peerWorker) handleConnectAttemptResult(a connectAttemptResult) {
 	updates := w.engine.options.UpdateGenerator.StartUpdateStream(a.negotiated, w.currentDesiredState.peer.LocalASN, w.routes.adjRIBOut)
 	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.messageCounter, w.engine.options.Now)
 	w.awaitedRouterConfirmation = w.session.firstKeepaliveSignal
-	w.enterState(OpensExchanged)
+	w.enterState(OpenConfirm)
 }
 
 // updateNextHops chooses the next hops of a session's routes.

@@ -197,10 +197,10 @@ func TestShortLivedSessionStatesAreNotShown(t *testing.T) {
 		t.Errorf("%q is shown after %d changes, want Idle after 1", shown, changes)
 	}
 	// The router takes the connection, and then says nothing.
-	if lookAgain := show("OpenSent", now, now.Add(10*time.Second)); shown != "Idle" || lookAgain != 20*time.Second {
+	if lookAgain := show("OpenConfirm", now, now.Add(10*time.Second)); shown != "Idle" || lookAgain != 20*time.Second {
 		t.Errorf("%q is shown after 10 s in OpenSent, to look again after %s, want Idle and 20s", shown, lookAgain)
 	}
-	if lookAgain := show("OpenSent", now, now.Add(30*time.Second)); shown != "OpenSent" || lookAgain != 0 {
+	if lookAgain := show("OpenConfirm", now, now.Add(30*time.Second)); shown != "OpenConfirm" || lookAgain != 0 {
 		t.Errorf("%q is shown after 30 s in OpenSent, to look again after %s, want OpenSent and never", shown, lookAgain)
 	}
 	if show("Established", now, now); shown != "Established" {

@@ -288,7 +288,7 @@ func (b *packageInstaller) removeClusterObjects(objects []*unstructured.Unstruct
 	b.Helper()
 	for _, o := range objects {
 		if o.GetNamespace() == "" && o.GetKind() != "Namespace" {
-			b.runKubectl("", "delete", o.GetKind(), o.GetName(), "--ignore-not-found", "--timeout=1m")
+			b.runKubectl("", "delete", o.GetKind(), o.GetName(), "--ignore-not-found", "--timeout=5m")
 		}
 	}
 }
