@@ -33,11 +33,11 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 				}
 			}
 		}
-		return newReservedDecision(r, r.Addresses)
+		return newDecisionForReservation(r, r.Addresses)
 	case r.KeepsAddressesOfDeletedService() && len(held.Addresses) > 0:
-		return newReservedDecision(r, held.Addresses)
+		return newDecisionForReservation(r, held.Addresses)
 	case len(kept) > 0:
-		return newReservedDecision(r, kept)
+		return newDecisionForReservation(r, kept)
 	case r.KeepsAddressesOfDeletedService():
 		return Decision{Explanation: names.NewExplanation(names.ReasonNoAddress, "Service %s holds no address yet", r.Service)}
 	}
@@ -53,10 +53,10 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 			return Decision{Explanation: d.explainShortage()}
 		}
 	}
-	return newReservedDecision(r, d.orderKeptAndPickedAddresses())
+	return newDecisionForReservation(r, d.orderKeptAndPickedAddresses())
 }
 
-func newReservedDecision(r *snapshot.Reservation, addresses []netip.Addr) Decision {
+func newDecisionForReservation(r *snapshot.Reservation, addresses []netip.Addr) Decision {
 	return Decision{Addresses: addresses, PoolOfFirstAddress: r.PoolToChooseFrom, Explanation: names.NewExplanation(names.ReasonReserved, "%s is kept for Service %s", view.JoinAddresses(addresses), r.Service)}
 }
 

@@ -176,7 +176,7 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 	since := r.unannouncedFaults.recordFault(key, r.Now())
 	age := r.Now().Sub(since)
 	wait := missingReportTimeout - age
-	if mayBeOver := meta.IsStatusConditionTrue(s.Status.Conditions, c.Type) && reports.areOnlyDeadSpeakersConcerned(); wait > 0 && !mayBeOver {
+	if mayBeOver := meta.IsStatusConditionTrue(s.Status.Conditions, c.Type) && reports.areAllAnnouncingSpeakersDead(); wait > 0 && !mayBeOver {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	why, isByEveryNode, err := r.announcementStateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)

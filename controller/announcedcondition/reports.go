@@ -22,9 +22,9 @@ type speakerReports struct {
 	deadLayer2Nodes int
 }
 
-// areOnlyDeadSpeakersConcerned reports whether the speakers of all nodes that announced the Service
+// areAllAnnouncingSpeakersDead reports whether the speakers of all nodes that announced the Service
 // were found dead, and there was at least one.
-func (r *speakerReports) areOnlyDeadSpeakersConcerned() bool {
+func (r *speakerReports) areAllAnnouncingSpeakersDead() bool {
 	isDead := func(s sessionReport) bool { return s.fault.Reason == names.ReasonNoSpeaker }
 	return len(r.layer2Statuses) == 0 && r.deadLayer2Nodes+len(r.sessions) > 0 &&
 		!slices.ContainsFunc(r.sessions, func(s sessionReport) bool { return !isDead(s) })

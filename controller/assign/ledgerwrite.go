@@ -59,7 +59,7 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	}
 	// the result of each write wakes the worker
 	mayTake := func(*serviceStatusWriteTask) bool { return true }
-	if r.apiTaskQueue.countReadyTasks() > maxQueuedTasksToStartSwap {
+	if r.apiTaskQueue.countTasksAwaitingFreeSlot() > maxQueuedTasksToStartSwap {
 		if j.isFindingRefusedEntry() || !slices.ContainsFunc(j.writesAwaitingLedgerEntry, isWriteOfQuietNamespace) {
 			return
 		}

@@ -42,7 +42,7 @@ func editServiceByAnnotation(key string, value func(*rand.Rand) string) editOfSe
 	}
 }
 
-func editPoolSpec(name string, spec func(*rand.Rand) v1beta1.IPAddressPoolSpec) editOfServer {
+func newPoolSpecEdit(name string, spec func(*rand.Rand) v1beta1.IPAddressPoolSpec) editOfServer {
 	return func(r *rand.Rand, s *apitest.Server) string {
 		s.SetPool(name, spec(r))
 		return ""
@@ -73,32 +73,32 @@ var editsOfServer = []editOfServer{
 		s.CreateService(newLoadBalancer(name))
 		return name
 	},
-	editPoolSpec("a", func(r *rand.Rand) v1beta1.IPAddressPoolSpec {
+	newPoolSpecEdit("a", func(r *rand.Rand) v1beta1.IPAddressPoolSpec {
 		return poolSpec(fmt.Sprintf("192.0.2.%d-192.0.2.4", r.IntN(5)))
 	}),
-	editPoolSpec("a", func(r *rand.Rand) v1beta1.IPAddressPoolSpec {
+	newPoolSpecEdit("a", func(r *rand.Rand) v1beta1.IPAddressPoolSpec {
 		spec := poolSpec("192.0.2.0-192.0.2.4")
 		spec.Gantry.Retire = &v1beta1.PoolRetirement{Addresses: []string{fmt.Sprintf("192.0.2.%d/32", r.IntN(5))}, ServicesPerMinute: 600}
 		return spec
 	}),
-	editPoolSpec("a", func(r *rand.Rand) v1beta1.IPAddressPoolSpec {
+	newPoolSpecEdit("a", func(r *rand.Rand) v1beta1.IPAddressPoolSpec {
 		spec := poolSpec("192.0.2.0-192.0.2.4")
 		spec.Gantry.Exclude = []string{randomPoolAddress(r) + "/32"}
 		return spec
 	}),
-	editPoolSpec("b", func(r *rand.Rand) v1beta1.IPAddressPoolSpec {
+	newPoolSpecEdit("b", func(r *rand.Rand) v1beta1.IPAddressPoolSpec {
 		spec := poolSpec("198.51.100.0/31")
 		if r.IntN(2) == 0 {
 			spec.AutoAssign = &isNotAssignedByItself
 		}
 		return spec
 	}),
-	editPoolSpec("b", func(*rand.Rand) v1beta1.IPAddressPoolSpec {
+	newPoolSpecEdit("b", func(*rand.Rand) v1beta1.IPAddressPoolSpec {
 		spec := poolSpec("198.51.100.0/31")
 		spec.AllocateTo = &v1beta1.ServiceAllocation{Namespaces: []string{"other"}}
 		return spec
 	}),
-	editPoolSpec("c", func(*rand.Rand) v1beta1.IPAddressPoolSpec { return poolSpec("203.0.113.0/31") }),
+	newPoolSpecEdit("c", func(*rand.Rand) v1beta1.IPAddressPoolSpec { return poolSpec("203.0.113.0/31") }),
 }
 
 // TestSettledAssignmentsAgreeWithTheWorker lets a controller settle after random edits, makes one

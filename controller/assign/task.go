@@ -81,8 +81,9 @@ func (q *apiTaskQueue) countUnfinishedTasks() int {
 	return q.tasksInFlightCount + q.tasksAwaitingFreeSlot.itemCount
 }
 
-// countReadyTasks counts the tasks that wait for a free place, and not for their slow namespace.
-func (q *apiTaskQueue) countReadyTasks() int {
+// countTasksAwaitingFreeSlot counts the tasks that wait for a free place, and not for their slow
+// namespace.
+func (q *apiTaskQueue) countTasksAwaitingFreeSlot() int {
 	n := q.tasksAwaitingFreeSlot.itemCount
 	if q.slowWriteTracker.slowCount == 0 {
 		return n

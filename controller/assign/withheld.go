@@ -21,7 +21,8 @@ const (
 	// maxWithheldEntries bounds the entries of the object, and so its size to about 1 MB.
 	maxWithheldEntries = 4096
 	// withheldSaveInterval bounds how often it is written. A cool-down that began less than this
-	// before a crash is lost. With many entries the interval is longer, see withheldSaveDelay.
+	// before a crash is lost. With many entries the interval is longer: see
+	// minWithheldSaveInterval.
 	withheldSaveInterval = time.Second
 	// withheldEntriesPerExtraInterval is how many entries make the interval longer by
 	// withheldSaveInterval: about 32 KB, so that the AddressLedger costs etcd at most 32 KB a
@@ -83,8 +84,9 @@ func (m *withheldCheckpoint) newLedgerWithWithheldAddresses(object *v1alpha1.Add
 	return l
 }
 
-// withheldSaveDelay is the shortest time between two writes of an object with this many entries.
-func withheldSaveDelay(entries int) time.Duration {
+// minWithheldSaveInterval is the shortest time between two writes of an object with this many
+// entries.
+func minWithheldSaveInterval(entries int) time.Duration {
 	return withheldSaveInterval * time.Duration(max(1, entries/withheldEntriesPerExtraInterval))
 }
 
@@ -94,7 +96,7 @@ func (m *withheldCheckpoint) saveIfChanged(now time.Time, l *allocate.Ledger, le
 	if m.writeInFlight || m.writtenCheckpointVersion == l.WithheldCheckpointVersion() {
 		return
 	}
-	if wait := m.lastWrite.Add(withheldSaveDelay(len(m.ledgerObject.Spec.Withheld))).Sub(now); wait > 0 {
+	if wait := m.lastWrite.Add(minWithheldSaveInterval(len(m.ledgerObject.Spec.Withheld))).Sub(now); wait > 0 {
 		if !m.saveTimerSet {
 			m.saveTimerSet = true
 			m.workQueue.wakeWorkerAfter(wait)

@@ -42,7 +42,7 @@ func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.Co
 // RegisterReader starts the Reader with mgr, and reports the changes in mgr's cache to it.
 func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, scope configuration.ConfigurationScope) error {
 	handlers := map[client.Object]cache.ResourceEventHandler{
-		configuration.NewMetadataObject("Namespace"): r.namespaceEventHandler(),
+		configuration.NewMetadataObject("Namespace"): r.selectedNamespaceEventHandler(),
 		configuration.NewMetadataObject("Node"):      newConfigurationEventHandler(r.NotifyAnnouncementObjectChanged),
 		&v1alpha1.AddressReservation{}:               newConfigurationEventHandler(r.NotifyAllocationObjectChanged),
 	}
@@ -82,9 +82,9 @@ func newConfigurationEventHandler(notify func()) cache.ResourceEventHandler {
 	}
 }
 
-// namespaceEventHandler reports a Namespace only if the namespace selector of a pool sees the
-// change: other Namespaces come, go and change all day in some clusters.
-func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
+// selectedNamespaceEventHandler reports a Namespace only if the namespace selector of a pool sees
+// the change: other Namespaces come, go and change all day in some clusters.
+func (r *Reader) selectedNamespaceEventHandler() cache.ResourceEventHandler {
 	notifyIfSelected := func(o any) {
 		if unknown, ok := o.(cache.DeletedFinalStateUnknown); ok {
 			o = unknown.Obj

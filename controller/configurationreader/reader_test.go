@@ -208,7 +208,7 @@ func TestOnlySelectedNamespacesCauseReading(t *testing.T) {
 			n.Labels = labels
 			return n
 		}
-		handler := h.namespaceEventHandler()
+		handler := h.selectedNamespaceEventHandler()
 		plain, selected := namespace(map[string]string{"a": "1"}), namespace(map[string]string{"team": "red", "a": "1"})
 		selectedToo := namespace(map[string]string{"team": "red", "a": "2"})
 		for _, step := range []struct {
@@ -247,7 +247,7 @@ func TestNamespaceChangeCountsWhilePoolEditIsUnread(t *testing.T) {
 		synctest.Wait()
 		h.NotifyAllocationObjectChanged() // the delay after the last reading runs
 		before := h.countAssignmentChanges()
-		h.namespaceEventHandler().OnAdd(configuration.NewMetadataObject("Namespace"), false)
+		h.selectedNamespaceEventHandler().OnAdd(configuration.NewMetadataObject("Namespace"), false)
 		if h.countAssignmentChanges() == before {
 			t.Error("the Namespace is no change, although the pool that waits may select it")
 		}

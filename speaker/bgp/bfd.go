@@ -29,9 +29,9 @@ type BFDRequestSniffer interface {
 	UpdatesOfRoutersAskingForBFD() <-chan []netip.Addr
 }
 
-// bfdStateOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the
+// bfdSetupOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the
 // names of the peers.
-type bfdStateOfPeers struct {
+type bfdSetupOfPeers struct {
 	peersOfLastUpdate  []intent.Peer
 	bfdKeyByPeerName   map[string]bfd.SessionKey
 	bfdFaultByPeerName map[string]names.Explanation
@@ -61,8 +61,8 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 		keys[p.Name] = s.SessionKey
 	}
 	e.mu.Lock()
-	changed := !maps.Equal(e.bfdStateOfPeers.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdStateOfPeers.bfdFaultByPeerName, faults)
-	e.bfdStateOfPeers.peersOfLastUpdate, e.bfdStateOfPeers.bfdKeyByPeerName, e.bfdStateOfPeers.bfdFaultByPeerName = peers, keys, faults
+	changed := !maps.Equal(e.bfdSetupOfPeers.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdSetupOfPeers.bfdFaultByPeerName, faults)
+	e.bfdSetupOfPeers.peersOfLastUpdate, e.bfdSetupOfPeers.bfdKeyByPeerName, e.bfdSetupOfPeers.bfdFaultByPeerName = peers, keys, faults
 	e.mu.Unlock()
 	e.sniffRoutersOfPeersWithoutBFD(peers)
 	if changed {
@@ -105,7 +105,7 @@ func (e *Engine) updatesOfRoutersAskingForBFD() <-chan []netip.Addr {
 // recordRoutersAskingForBFD takes the routers that ask for BFD.
 func (e *Engine) recordRoutersAskingForBFD(routers []netip.Addr) {
 	e.mu.Lock()
-	e.bfdStateOfPeers.routersAskingForBFD = routers
+	e.bfdSetupOfPeers.routersAskingForBFD = routers
 	e.mu.Unlock()
 	e.statusChanged.Signal()
 }
@@ -144,14 +144,14 @@ func bfdSessionStateAndFault(all []bfd.SessionStatus, k bfd.SessionKey) (state s
 // isBFDUpForPeer reports whether the BFD session of a peer's path is Up.
 func (e *Engine) isBFDUpForPeer(peer string) bool {
 	e.mu.Lock()
-	k, ok := e.bfdStateOfPeers.bfdKeyByPeerName[peer]
+	k, ok := e.bfdSetupOfPeers.bfdKeyByPeerName[peer]
 	e.mu.Unlock()
 	state, _ := bfdSessionStateAndFault(e.options.BFDEngine.SessionStatuses(), k)
 	return ok && state == "Up"
 }
 
-// logBFDFaults logs each change of a BFD fault.
-func (e *Engine) logBFDFaults() {
+// logBFDFaultChanges logs each change of a BFD fault.
+func (e *Engine) logBFDFaultChanges() {
 	for _, s := range e.options.BFDEngine.SessionStatuses() {
 		if old, known := e.loggedFaultByBFDSession[s.SessionKey]; s.Fault != old {
 			e.loggedFaultByBFDSession[s.SessionKey] = s.Fault

@@ -60,9 +60,9 @@ type Engine struct {
 	workerListRequests chan chan<- []*peerWorker
 	statusChanged      *latest.Wake
 
-	mu              sync.Mutex // guards statusByPeer and bfdStateOfPeers
+	mu              sync.Mutex // guards statusByPeer and bfdSetupOfPeers
 	statusByPeer    map[string]PeerSessionStatus
-	bfdStateOfPeers bfdStateOfPeers
+	bfdSetupOfPeers bfdSetupOfPeers
 
 	// Only Run uses the following fields.
 	currentDesiredState      DesiredState  // the latest value from Set
@@ -112,12 +112,12 @@ func (e *Engine) SessionStatuses() []PeerSessionStatus {
 	out := make([]PeerSessionStatus, 0, len(e.statusByPeer))
 	for _, s := range e.statusByPeer {
 		s.MessageTotals = s.messageCounter.currentCounts()
-		if k, ok := e.bfdStateOfPeers.bfdKeyByPeerName[s.PeerName]; ok {
+		if k, ok := e.bfdSetupOfPeers.bfdKeyByPeerName[s.PeerName]; ok {
 			s.BFDState, s.BFDFault = bfdSessionStateAndFault(paths, k)
-			if f, ok := e.bfdStateOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
+			if f, ok := e.bfdSetupOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
 				s.BFDFault = f
 			}
-		} else if slices.Contains(e.bfdStateOfPeers.routersAskingForBFD, s.RouterAddress.Addr().WithZone("")) {
+		} else if slices.Contains(e.bfdSetupOfPeers.routersAskingForBFD, s.RouterAddress.Addr().WithZone("")) {
 			s.BFDFault = names.NewExplanation(names.ReasonBFDNotConfigured, "the router sends BFD packets, and BGPPeer %s has no bfdProfile: set one, or turn BFD off for this neighbour there", s.PeerName)
 		}
 		out = append(out, s)
@@ -180,7 +180,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case v := <-e.options.BFDEngine.Events():
 			e.forwardBFDEvent(v)
 		case <-e.options.BFDEngine.StatusChanged():
-			e.logBFDFaults()
+			e.logBFDFaultChanges()
 			e.statusChanged.Signal()
 		case routers := <-e.updatesOfRoutersAskingForBFD():
 			e.recordRoutersAskingForBFD(routers)

@@ -53,14 +53,14 @@ func (e *Engine) keepRouterOfEstablishedPeers(peers []intent.Peer) []intent.Peer
 		if p := &peers[i]; p.Address.IsValid() || p.Unnumbered {
 			continue
 		}
-		k := slices.IndexFunc(e.bfdStateOfPeers.peersOfLastUpdate, func(q intent.Peer) bool { return q.Name == peers[i].Name && q.Address.IsValid() })
+		k := slices.IndexFunc(e.bfdSetupOfPeers.peersOfLastUpdate, func(q intent.Peer) bool { return q.Name == peers[i].Name && q.Address.IsValid() })
 		if k < 0 || e.sessionState(peers[i].Name) != Established {
 			continue
 		}
 		if !cloned {
 			peers, cloned = slices.Clone(peers), true
 		}
-		peers[i].Address, peers[i].BFD = e.bfdStateOfPeers.peersOfLastUpdate[k].Address, e.bfdStateOfPeers.peersOfLastUpdate[k].BFD
+		peers[i].Address, peers[i].BFD = e.bfdSetupOfPeers.peersOfLastUpdate[k].Address, e.bfdSetupOfPeers.peersOfLastUpdate[k].BFD
 	}
 	return peers
 }

@@ -95,7 +95,7 @@ func startSessionRelay(conn Conn, updates net.Conn, n NegotiatedParameters, coun
 		// or a restart of the router would never be noticed
 		_ = k.SetKeepAliveConfig(tcpKeepaliveWithoutHoldTime)
 	}
-	go s.relayFromRouter()
+	go s.relayToUpdateGenerator()
 	go s.relayToRouter()
 	go s.sendKeepalives()
 	return s
@@ -195,9 +195,9 @@ func closeConnectionWithoutReset(c Conn, notified bool) {
 	_, _ = io.Copy(io.Discard, c)
 }
 
-// relayFromRouter reads the router's messages. It drops
+// relayToUpdateGenerator reads the router's messages. It drops
 // UPDATEs, so that a flood of routes costs no memory.
-func (s *session) relayFromRouter() {
+func (s *session) relayToUpdateGenerator() {
 	r := message.NewReader(bufio.NewReaderSize(s.routerConn, fromRouterBufferBytes))
 	refreshes := routeRefreshAnswerTimes{}
 	confirmed := false

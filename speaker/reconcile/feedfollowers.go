@@ -106,10 +106,10 @@ func (f *ClusterFeed) newEndpointSliceFollower(ctx context.Context) *objectFollo
 		},
 		onAdd: func(v *view.EndpointSlice) { f.postEndpointChanges(ctx, f.storeEndpointSlice(v)) },
 		onUpdate: func(v *view.EndpointSlice) {
-			before := f.removeEndpointSlice(v)
+			before := f.deleteStoredEndpointSlice(v)
 			f.postEndpointChanges(ctx, before, f.storeEndpointSlice(v))
 		},
-		onDelete:     func(v *view.EndpointSlice) { f.postEndpointChanges(ctx, f.removeEndpointSlice(v)) },
+		onDelete:     func(v *view.EndpointSlice) { f.postEndpointChanges(ctx, f.deleteStoredEndpointSlice(v)) },
 		onReplace:    func(all []*view.EndpointSlice) { f.replaceEndpointSlices(ctx, all) },
 		syncedSignal: make(chan struct{}),
 	}
@@ -131,9 +131,9 @@ func (f *ClusterFeed) storeEndpointSlice(v *view.EndpointSlice) view.ObjectKey {
 	return v.Service
 }
 
-// removeEndpointSlice removes a slice and returns the Service that it belonged to. The slice may
-// name another Service by now.
-func (f *ClusterFeed) removeEndpointSlice(v *view.EndpointSlice) view.ObjectKey {
+// deleteStoredEndpointSlice removes a slice and returns the Service that it belonged to. The slice
+// may name another Service by now.
+func (f *ClusterFeed) deleteStoredEndpointSlice(v *view.EndpointSlice) view.ObjectKey {
 	of := v.Service
 	if _, found := findEndpointSlice(f.endpointSlicesByService[of], v.Name); !found {
 		of = view.ObjectKey{}

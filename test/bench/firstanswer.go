@@ -113,7 +113,7 @@ type firstAnswers struct {
 // measureNextService measures one Service.
 func (c *firstAnswers) measureNextService(ctx context.Context, s *cluster.Cluster, i byte) error {
 	address := netip.AddrFrom4([4]byte{192, 168, 0, c.firstAddress + i})
-	createdAt, answeredAt, err := awaitFirstAnswerOfNewService(ctx, s, address)
+	createdAt, answeredAt, err := createServiceAndAwaitFirstAnswer(ctx, s, address)
 	c.addresses, c.creationTimes = append(c.addresses, address), append(c.creationTimes, createdAt)
 	c.httpDelays = append(c.httpDelays, answeredAt.Sub(createdAt))
 	return err
@@ -131,9 +131,9 @@ func (c *firstAnswers) findARPDelays(answers []cluster.NeighborAnswer) []time.Du
 	return out
 }
 
-// awaitFirstAnswerOfNewService creates a Service with the given address. A client requests it all
-// the time, as a user who waits would do.
-func awaitFirstAnswerOfNewService(ctx context.Context, s *cluster.Cluster, address netip.Addr) (createdAt, answeredAt time.Time, err error) {
+// createServiceAndAwaitFirstAnswer creates a Service with the given address. A client requests it
+// all the time, as a user who waits would do.
+func createServiceAndAwaitFirstAnswer(ctx context.Context, s *cluster.Cluster, address netip.Addr) (createdAt, answeredAt time.Time, err error) {
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "tekton-pipelines", Name: fmt.Sprintf("first-answer-%d", address.As4()[3]),

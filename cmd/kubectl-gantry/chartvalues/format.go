@@ -21,7 +21,7 @@ func FormatAsValuesFile(t *Translation) (string, error) {
 		{OutcomeNotNeeded, "Not needed"},
 		{OutcomeOurs, "Translated"},
 	} {
-		values := t.SelectOutcome(part.outcome)
+		values := t.ValuesWithOutcome(part.outcome)
 		if len(values) == 0 {
 			continue
 		}

@@ -43,8 +43,8 @@ type Translation struct {
 	DefaultCount int `json:"defaults"`
 }
 
-// SelectOutcome returns the values with an outcome.
-func (t *Translation) SelectOutcome(o Outcome) (out []TranslatedValue) {
+// ValuesWithOutcome returns the values with an outcome.
+func (t *Translation) ValuesWithOutcome(o Outcome) (out []TranslatedValue) {
 	for _, v := range t.Translated {
 		if v.Outcome == o {
 			out = append(out, v)

@@ -97,7 +97,7 @@ func TestValuesWithoutCounterpartAreNamed(t *testing.T) {
 	}
 	translation := translateText(t, valuesWithoutCounterpart)
 	var got []string
-	for _, v := range translation.SelectOutcome(OutcomeNone) {
+	for _, v := range translation.ValuesWithOutcome(OutcomeNone) {
 		got = append(got, v.Path)
 		if v.Text == "" {
 			t.Errorf("nothing is said about %s", v.Path)

@@ -71,7 +71,7 @@ func (p *program) translateValuesFile(c *cobra.Command, path string) error {
 	if err != nil {
 		return err
 	}
-	if len(t.SelectOutcome(chartvalues.OutcomeNone)) > 0 {
+	if len(t.ValuesWithOutcome(chartvalues.OutcomeNone)) > 0 {
 		p.keepWorstResult(report.ResultNotWell)
 	}
 	if p.isStructuredOutput() {

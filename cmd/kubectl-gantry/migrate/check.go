@@ -170,7 +170,7 @@ func (f *Findings) translateReleaseValues() []chartvalues.TranslatedValue {
 	if err != nil {
 		return nil
 	}
-	return t.SelectOutcome(chartvalues.OutcomeNone)
+	return t.ValuesWithOutcome(chartvalues.OutcomeNone)
 }
 
 // FormatCheckReport writes the answer for people.

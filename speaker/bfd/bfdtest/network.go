@@ -83,7 +83,7 @@ func (h *FakeHostTransport) OpenSender(k bfd.SessionKey, _ uint32) bfd.Sender {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	h.openSenderCount++
-	return &fakeSender{host: h, key: k}
+	return &simulatedNetworkSender{host: h, key: k}
 }
 
 // WaitForDatagramUntil waits until a datagram arrived, for Wake, or from now until the deadline.
@@ -162,23 +162,23 @@ func (h *FakeHostTransport) enqueueDatagram(d bfd.ReceivedDatagram) {
 	h.wakeSignal.Signal()
 }
 
-// fakeSender is the sending side of a session.
-type fakeSender struct {
+// simulatedNetworkSender is the sending side of a session.
+type simulatedNetworkSender struct {
 	host *FakeHostTransport
 	key  bfd.SessionKey
 }
 
-var _ bfd.Sender = (*fakeSender)(nil)
+var _ bfd.Sender = (*simulatedNetworkSender)(nil)
 
 // ReopenLostSockets returns the error of SetControlSendError.
-func (s *fakeSender) ReopenLostSockets() error {
+func (s *simulatedNetworkSender) ReopenLostSockets() error {
 	s.host.network.mu.Lock()
 	defer s.host.network.mu.Unlock()
 	return s.host.controlSendError
 }
 
 // SendControl sends to the neighbour.
-func (s *fakeSender) SendControl(packet []byte) error {
+func (s *simulatedNetworkSender) SendControl(packet []byte) error {
 	n := s.host.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -193,7 +193,7 @@ func (s *fakeSender) SendControl(packet []byte) error {
 }
 
 // SendEcho sends to ourselves through the neighbour.
-func (s *fakeSender) SendEcho(payload []byte) error {
+func (s *simulatedNetworkSender) SendEcho(payload []byte) error {
 	n := s.host.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -208,7 +208,7 @@ func (s *fakeSender) SendEcho(payload []byte) error {
 
 // deliverWithDelayOrLoss sends a datagram over the path to the neighbour as often as traversals
 // says: an echo packet travels twice. The Network is locked.
-func (s *fakeSender) deliverWithDelayOrLoss(datagram bfd.ReceivedDatagram, to netip.Addr, traversals int) {
+func (s *simulatedNetworkSender) deliverWithDelayOrLoss(datagram bfd.ReceivedDatagram, to netip.Addr, traversals int) {
 	n, delay := s.host.network, time.Duration(0)
 	for range traversals {
 		d, arrives := n.delayOrLossFunc(s.host.address, s.key.PeerAddress)
@@ -229,7 +229,7 @@ func (s *fakeSender) deliverWithDelayOrLoss(datagram bfd.ReceivedDatagram, to ne
 }
 
 // Close closes the sender.
-func (s *fakeSender) Close() {
+func (s *simulatedNetworkSender) Close() {
 	s.host.network.mu.Lock()
 	defer s.host.network.mu.Unlock()
 	s.host.openSenderCount--

@@ -9,8 +9,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// decodeControlPacket returns a control packet with its addresses.
-func (t *Transport) decodeControlPacket(m receivedMessage, key listenerKey) bfd.ReceivedDatagram {
+// toReceivedDatagram returns the bytes of a received message with its addresses and its TTL. It
+// does not read the BFD packet itself.
+func (t *Transport) toReceivedDatagram(m receivedMessage, key listenerKey) bfd.ReceivedDatagram {
 	d := bfd.ReceivedDatagram{SourceAddress: decodeSockaddr(m.sourceAddress), VRF: key.vrf, ArrivedOnMultihopPort: key.multihop, Payload: m.payload}
 	for rest := m.ancillaryData; len(rest) >= unix.SizeofCmsghdr; {
 		header, data, remainder, err := unix.ParseOneSocketControlMessage(rest)

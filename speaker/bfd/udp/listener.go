@@ -70,7 +70,7 @@ func (t *Transport) openListener(key listenerKey, senders map[*sender]struct{}) 
 		}
 		return err
 	}
-	if l.receivingSocket, err = t.addReceivingSocket(fd, func(m receivedMessage) bfd.ReceivedDatagram { return t.decodeControlPacket(m, key) }); err != nil {
+	if l.receivingSocket, err = t.addReceivingSocket(fd, func(m receivedMessage) bfd.ReceivedDatagram { return t.toReceivedDatagram(m, key) }); err != nil {
 		return err
 	}
 	t.listenersByKey[key] = l
