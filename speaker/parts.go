@@ -118,7 +118,7 @@ func newContinuityEngine(o options.Options, log *slog.Logger) (*continuity.Engin
 		LoadBalancerClass: o.LoadBalancerClass, NodeName: o.NodeName, AroundDeadNodes: o.AroundDeadNodes, KeepConnections: o.KeepConnections,
 		PacketRules: packetrules.NewWriter(time.Now), Now: time.Now, Log: log,
 	})
-	return e, e, e.ObserveTraffic, reconcile.ConnectionFaults{Fault: e.Fault, SteersAroundDeadNodes: o.AroundDeadNodes, KeepsConnections: o.KeepConnections}
+	return e, e, e.ObserveTraffic, reconcile.ConnectionFaults{SteeringFault: e.SteeringFault, ForwardingFault: e.ForwardingFault, SteersAroundDeadNodes: o.AroundDeadNodes, KeepsConnections: o.KeepConnections}
 }
 
 func newLayer2Engine(o options.Options) *layer2.Engine {

@@ -11,7 +11,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -66,7 +65,8 @@ type Engine struct {
 	pendingChanges *pendingChanges
 	trafficUpdates *latest.Value[agent.TrafficFacts]
 	metrics        steeringMetrics
-	fault          atomic.Pointer[names.Explanation]
+	// steeringFeature and forwardingFeature are what is wrong with each.
+	steeringFeature, forwardingFeature feature
 
 	services        map[view.ObjectKey]*steering.Service
 	deadSinceByNode map[string]time.Time
@@ -74,12 +74,9 @@ type Engine struct {
 	forwarding      forwardingState
 	decision        steering.Outcome
 	written         intent.Steering // what the kernel has
-	proxyCheckedAt  time.Time
 	// mustDecide is set after a change of the inputs. decidedAt is when the last decision was made.
 	mustDecide bool
 	decidedAt  time.Time
-	// retryAt is when to write again after an error; zero if the last write succeeded.
-	retryAt time.Time
 }
 
 const (
@@ -96,7 +93,9 @@ const (
 // NewEngine returns an Engine that does nothing before Run.
 func NewEngine(o Options) *Engine {
 	return &Engine{
-		options: o, pendingChanges: newPendingChanges(), trafficUpdates: latest.NewValue[agent.TrafficFacts](), metrics: newSteeringMetrics(),
+		steeringFeature:   feature{activity: "steer new connections around dead nodes", isOn: o.AroundDeadNodes},
+		forwardingFeature: feature{activity: "keep open connections when addresses move", isOn: o.KeepConnections},
+		options:           o, pendingChanges: newPendingChanges(), trafficUpdates: latest.NewValue[agent.TrafficFacts](), metrics: newSteeringMetrics(),
 		services: map[view.ObjectKey]*steering.Service{}, forwarding: newForwardingState(),
 	}
 }
@@ -132,18 +131,11 @@ func (e *Engine) RemoveNode(name string) { e.pendingChanges.mergeNode(name, nil)
 // ObserveTraffic takes what the agent knows. It does not block.
 func (e *Engine) ObserveTraffic(t agent.TrafficFacts) { e.trafficUpdates.Put(t) }
 
-// Fault says why nothing is steered or forwarded; it is zero if nothing is wrong.
-func (e *Engine) Fault() names.Explanation {
-	if f := e.fault.Load(); f != nil {
-		return *f
-	}
-	return names.Explanation{}
-}
-
 // Run steers and forwards until ctx ends. It then removes the rules that steer.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.removeRules()
-	e.checkKernelAndProxy()
+	e.checkSteering()
+	e.checkForwarding()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -164,9 +156,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		now := e.options.Now()
-		if e.Fault().IsSet() && !now.Before(e.proxyCheckedAt.Add(proxyCheckInterval)) {
-			e.checkKernelAndProxy()
-		}
+		e.checkIfDue(now)
 		if e.options.AroundDeadNodes {
 			e.decideIfDue(now)
 			e.writeIfNeeded()
@@ -245,25 +235,28 @@ func (e *Engine) announcedAddresses() map[netip.Addr][]int {
 	return out
 }
 
+// wantedSteering is what the kernel should have now.
+func (e *Engine) wantedSteering() intent.Steering {
+	if !e.steeringFeature.mayWrite() {
+		return nil
+	}
+	return e.decision.Steering
+}
+
 // writeIfNeeded passes a changed decision to the kernel, and makes clients of dead endpoints choose
 // anew.
 func (e *Engine) writeIfNeeded() {
-	now, want := e.options.Now(), e.decision.Steering
-	if e.Fault().IsSet() && e.retryAt.IsZero() {
-		want = nil
-	}
-	if now.Before(e.retryAt) || want.IsSameAs(e.written) && e.retryAt.IsZero() && !e.options.PacketRules.HasLeftoversToRemove() {
+	f, now, want := &e.steeringFeature, e.options.Now(), e.wantedSteering()
+	if now.Before(f.retryAt) || want.IsSameAs(e.written) && f.retryAt.IsZero() && !e.options.PacketRules.HasLeftoversToRemove() {
 		return
 	}
 	if err := e.options.PacketRules.SetSteering(want); err != nil {
-		e.retryAt = now.Add(writeRetryDelay)
-		e.metrics.failedWriteCount.Add(1)
-		e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v", err))
+		e.setWriteFault(f, err, now)
 		return
 	}
-	if !e.retryAt.IsZero() {
-		e.retryAt = time.Time{}
-		e.checkKernelAndProxy()
+	if !f.retryAt.IsZero() {
+		f.retryAt = time.Time{}
+		e.checkSteering()
 	}
 	if (len(want) == 0) != (len(e.written) == 0) {
 		e.options.Log.Info("steering new connections around dead nodes", "nodes", slices.Sorted(maps.Keys(e.deadSinceByNode)), "ports", len(want),
@@ -304,9 +297,11 @@ func (e *Engine) nextDeadline() time.Time {
 		}
 	}
 	earlier(e.decision.NextDueAt)
-	earlier(e.retryAt)
-	if e.Fault().IsSet() {
-		earlier(e.proxyCheckedAt.Add(proxyCheckInterval))
+	earlier(e.steeringFeature.retryAt)
+	earlier(e.steeringFeature.nextCheck())
+	earlier(e.forwardingFeature.nextCheck())
+	if e.steeringFeature.retryAt.IsZero() && !e.wantedSteering().IsSameAs(e.written) {
+		earlier(e.options.Now()) // a check after the write has changed what is wanted
 	}
 	if e.mustDecide && e.options.AroundDeadNodes {
 		earlier(e.decidedAt.Add(minDecisionInterval))
@@ -315,46 +310,8 @@ func (e *Engine) nextDeadline() time.Time {
 	return next
 }
 
-// checkKernelAndProxy finds out whether rules could be written and would be of use.
-func (e *Engine) checkKernelAndProxy() {
-	e.proxyCheckedAt = e.options.Now()
-	if err := e.options.PacketRules.CheckKernel(); err != nil {
-		e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v: give the speaker the capability NET_ADMIN, and the node the kernel module nf_tables", err))
-		return
-	}
-	if e.options.KeepConnections {
-		if err := e.options.PacketRules.CheckKernelForwards(); err != nil {
-			e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v: the node needs the kernel modules nft_dup_ipv4 and nft_dup_ipv6", err))
-			return
-		}
-	}
-	found, err := e.options.PacketRules.HasServiceProxyRules()
-	switch {
-	case err != nil:
-		e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v", err))
-	case !found:
-		e.setFault(names.NewExplanation(names.ReasonNoServiceProxy,
-			"kube-proxy has no rules on this node: another program forwards packets to Pods, and Gantry cannot steer these"))
-	default:
-		e.setFault(names.Explanation{})
-	}
-}
-
-// setFault stores why nothing is steered or forwarded, and logs it when it changes.
-func (e *Engine) setFault(f names.Explanation) {
-	if before := e.Fault(); before == f {
-		return
-	}
-	e.fault.Store(&f)
-	if f.IsSet() {
-		e.options.Log.Warn("connections are neither steered nor forwarded", "reason", f.Reason, "error", f.Text)
-	} else {
-		e.options.Log.Info("connections can be steered and forwarded again")
-	}
-}
-
 func (e *Engine) removeRules() {
-	if err := e.options.PacketRules.RemoveTable(); err != nil && !e.Fault().IsSet() {
+	if err := e.options.PacketRules.RemoveTable(); err != nil && !e.SteeringFault().IsSet() {
 		e.options.Log.Warn("the packet rules stay until they expire", "error", err)
 	}
 }

@@ -19,12 +19,15 @@ import (
 // fakePacketRules are packet rules in memory.
 type fakePacketRules struct {
 	kernelError, writeError error
-	hasProxy, isRemoved     bool
-	steering                intent.Steering
-	writes                  int
-	forgotten               []intent.Steering
-	forwarding              []intent.Forwarding // all that was written
-	kernelAnswer            chan struct{}       // CheckKernel waits until it is closed; may be nil
+	// forwardsError and forwardingError are those of the rules that forward only.
+	forwardsError, forwardingError error
+	hasProxy, isRemoved            bool
+	steering                       intent.Steering
+	writes                         int
+	forgotten                      []intent.Steering
+	forwarding                     []intent.Forwarding // all that was written
+	// CheckKernel waits until kernelAnswer is closed; it may be nil.
+	kernelAnswer chan struct{}
 }
 
 func (f *fakePacketRules) CheckKernel() error {
@@ -46,12 +49,15 @@ func (f *fakePacketRules) DeleteConnectionsToDeadEndpoints(s intent.Steering) (i
 	f.forgotten = append(f.forgotten, s)
 	return len(s), nil
 }
-func (f *fakePacketRules) CheckKernelForwards() error { return f.kernelError }
+func (f *fakePacketRules) CheckKernelForwards() error {
+	return errors.Join(f.kernelError, f.forwardsError)
+}
 func (f *fakePacketRules) SetForwarding(n intent.Forwarding) error {
-	if f.writeError == nil {
+	err := errors.Join(f.writeError, f.forwardingError)
+	if err == nil {
 		f.forwarding = append(f.forwarding, n)
 	}
-	return f.writeError
+	return err
 }
 func (f *fakePacketRules) RemoveTable() error { f.isRemoved, f.steering = true, nil; return nil }
 
@@ -179,7 +185,7 @@ func TestAddressesThatRoutersSendAreSteeredOnUsableLinks(t *testing.T) {
 func TestNothingIsSteeredWithoutServiceProxyUntilItStarts(t *testing.T) {
 	f := &fakePacketRules{}
 	runEngine(t, f, func(e *Engine) {
-		if got := e.Fault().Reason; got != names.ReasonNoServiceProxy {
+		if got := e.SteeringFault().Reason; got != names.ReasonNoServiceProxy {
 			t.Errorf("the fault is %q, want %q", got, names.ReasonNoServiceProxy)
 		}
 		e.ObserveTraffic(deadTraffic())
@@ -190,8 +196,8 @@ func TestNothingIsSteeredWithoutServiceProxyUntilItStarts(t *testing.T) {
 		f.hasProxy = true
 		time.Sleep(proxyCheckInterval)
 		synctest.Wait()
-		if e.Fault().IsSet() || len(f.steering) != 1 {
-			t.Errorf("after kube-proxy has started, steered is %v, and the fault is %v", f.steering, e.Fault())
+		if e.SteeringFault().IsSet() || len(f.steering) != 1 {
+			t.Errorf("after kube-proxy has started, steered is %v, and the fault is %v", f.steering, e.SteeringFault())
 		}
 	})
 }
@@ -201,14 +207,72 @@ func TestRefusedRulesAreReportedAndTriedAgain(t *testing.T) {
 	runEngine(t, f, func(e *Engine) {
 		e.ObserveTraffic(deadTraffic())
 		synctest.Wait()
-		if got := e.Fault().Reason; got != names.ReasonPacketRulesRefused {
+		if got := e.SteeringFault().Reason; got != names.ReasonPacketRulesRefused {
 			t.Errorf("the fault is %q, want %q", got, names.ReasonPacketRulesRefused)
 		}
 		f.writeError = nil
 		time.Sleep(writeRetryDelay)
 		synctest.Wait()
-		if e.Fault().IsSet() || len(f.steering) != 1 {
-			t.Errorf("when the kernel accepts the rules, steered is %v, and the fault is %v", f.steering, e.Fault())
+		if e.SteeringFault().IsSet() || len(f.steering) != 1 {
+			t.Errorf("when the kernel accepts the rules, steered is %v, and the fault is %v", f.steering, e.SteeringFault())
+		}
+	})
+}
+
+// TestSteeringOutlivesFaultsOfForwarding: a node dies while the kernel refuses to forward.
+func TestSteeringOutlivesFaultsOfForwarding(t *testing.T) {
+	for name, f := range map[string]*fakePacketRules{
+		"refused write": {hasProxy: true, forwardingError: errors.New("out of memory")},
+		"no module":     {hasProxy: true, forwardsError: errors.New("no such file or directory")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				e := NewEngine(Options{AroundDeadNodes: true, KeepConnections: true, NodeName: "node1", PacketRules: f, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+				ended := make(chan struct{})
+				go func() { defer close(ended); _ = e.Run(ctx) }()
+				e.SetService(webService)
+				e.SetEndpointSlices(webKey, webSlice("node2", "node3"))
+				dead := deadTraffic()
+				dead.HasPlan = true
+				e.ObserveTraffic(aliveTraffic())
+				synctest.Wait()
+				e.ObserveTraffic(dead)
+				for range 40 { // also after each check and each write that is tried again
+					time.Sleep(writeRetryDelay)
+					synctest.Wait()
+					if len(f.steering) != 1 || e.SteeringFault().IsSet() {
+						t.Fatalf("steered is %v, and the fault is %v, want the port of the Service", f.steering, e.SteeringFault())
+					}
+					if e.ForwardingFault().Reason != names.ReasonPacketRulesRefused {
+						t.Fatalf("the fault of forwarding is %v, want %q", e.ForwardingFault(), names.ReasonPacketRulesRefused)
+					}
+				}
+				f.forwardingError, f.forwardsError = nil, nil
+				time.Sleep(proxyCheckInterval)
+				synctest.Wait()
+				if e.ForwardingFault().IsSet() || len(f.forwarding) == 0 || len(f.steering) != 1 {
+					t.Errorf("when the kernel accepts all, the fault is %v, forwarded is %v, and steered %v", e.ForwardingFault(), f.forwarding, f.steering)
+				}
+				cancel()
+				<-ended
+			})
+		})
+	}
+}
+
+// TestRulesGoAtOnceWhenKubeProxyGoes: what a check after a write finds does not wait for the next
+// event.
+func TestRulesGoAtOnceWhenKubeProxyGoes(t *testing.T) {
+	f := &fakePacketRules{hasProxy: true, writeError: errors.New("out of memory")}
+	runEngine(t, f, func(e *Engine) {
+		e.ObserveTraffic(deadTraffic())
+		synctest.Wait()
+		f.writeError, f.hasProxy = nil, false
+		time.Sleep(writeRetryDelay)
+		synctest.Wait()
+		if got := e.SteeringFault().Reason; got != names.ReasonNoServiceProxy || len(f.steering) != 0 {
+			t.Errorf("without kube-proxy the fault is %q, and steered is %v", got, f.steering)
 		}
 	})
 }
@@ -216,7 +280,7 @@ func TestRefusedRulesAreReportedAndTriedAgain(t *testing.T) {
 func TestMissingCapabilityIsReported(t *testing.T) {
 	f := &fakePacketRules{kernelError: errors.New("operation not permitted")}
 	runEngine(t, f, func(e *Engine) {
-		if got := e.Fault(); got.Reason != names.ReasonPacketRulesRefused {
+		if got := e.SteeringFault(); got.Reason != names.ReasonPacketRulesRefused {
 			t.Errorf("the fault is %v, want %q", got, names.ReasonPacketRulesRefused)
 		}
 	})

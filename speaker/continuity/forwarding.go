@@ -25,8 +25,6 @@ type forwardingState struct {
 	written    intent.Forwarding // what SetForwarding got last
 	// refreshAt is when to write although nothing changed.
 	refreshAt time.Time
-	// retryAt is when to write again after an error; zero if the last write succeeded.
-	retryAt time.Time
 }
 
 func newForwardingState() forwardingState {
@@ -74,9 +72,9 @@ func (e *Engine) nextForwardingDeadline() (next time.Time) {
 	switch {
 	case !e.options.KeepConnections || !e.traffic.HasPlan:
 		return next
-	case !f.retryAt.IsZero():
-		return f.retryAt
-	case e.Fault().IsSet():
+	case !e.forwardingFeature.retryAt.IsZero():
+		return e.forwardingFeature.retryAt
+	case !e.forwardingFeature.mayWrite():
 		return next
 	case f.mustDecide:
 		return f.decidedAt.Add(minDecisionInterval)
@@ -100,29 +98,28 @@ func (e *Engine) forwardIfDue(now time.Time) {
 	isRefreshDue := !now.Before(f.refreshAt)
 	f.mustDecide = f.mustDecide || e.hasNodeGoneSince(f.decidedAt, now)
 	switch {
-	case !e.options.KeepConnections || !e.traffic.HasPlan || now.Before(f.retryAt):
+	case !e.options.KeepConnections || !e.traffic.HasPlan || now.Before(e.forwardingFeature.retryAt):
 		return
-	case e.Fault().IsSet() && f.retryAt.IsZero():
+	case !e.forwardingFeature.mayWrite():
 		return
 	case !f.mustDecide && !isRefreshDue || now.Before(f.decidedAt.Add(minDecisionInterval)):
 		return
 	}
 	f.mustDecide, f.decidedAt = false, now
 	want := e.decideForwarding(now)
-	if want.IsSameAs(f.written) && !isRefreshDue && f.retryAt.IsZero() {
+	if want.IsSameAs(f.written) && !isRefreshDue && e.forwardingFeature.retryAt.IsZero() {
 		return
 	}
 	if err := e.options.PacketRules.SetForwarding(want); err != nil {
-		f.mustDecide, f.retryAt = true, now.Add(writeRetryDelay)
-		e.metrics.failedWriteCount.Add(1)
-		e.setFault(names.NewExplanation(names.ReasonPacketRulesRefused, "%v", err))
+		f.mustDecide = true
+		e.setWriteFault(&e.forwardingFeature, err, now)
 		return
 	}
 	f.written, f.refreshAt = want, now.Add(packetrules.ForwardingRefreshInterval)
 	e.metrics.forwardedAddressCount.Store(int64(countHeldWithNextHop(want)))
-	if !f.retryAt.IsZero() {
-		f.retryAt = time.Time{}
-		e.checkKernelAndProxy()
+	if !e.forwardingFeature.retryAt.IsZero() {
+		e.forwardingFeature.retryAt = time.Time{}
+		e.checkForwarding()
 	}
 }
 

@@ -36,7 +36,7 @@ func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	available := 1.0
-	if e.Fault().IsSet() {
+	if e.SteeringFault().IsSet() || e.ForwardingFault().IsSet() {
 		available = 0
 	}
 	c <- prometheus.MustNewConstMetric(steeringAvailableMetric, prometheus.GaugeValue, available)

@@ -1,6 +1,7 @@
 package packetrules
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -186,25 +187,47 @@ func newForwardingContent(f intent.Forwarding, of family) forwardingContent {
 	return c
 }
 
-// SetForwarding changes what is forwarded, in one transaction for each family. It leaves elements
-// alone that the forwarding does not mention, such as those of an earlier run of the process, until
-// they expire. After an error, what was forwarded before may go on.
-func (w *Writer) SetForwarding(f intent.Forwarding) error {
-	for i, of := range families {
-		content := newForwardingContent(f, of)
-		t := newForwardingTable(of)
-		isThere, err := t.exists()
-		if err == nil && (isThere || len(content[forwardedAddresses]) > 0) {
-			if err = t.write(content, w.forwarding[i], isThere); err != nil {
-				err = t.write(content, w.forwarding[i], isThere) // an element may have just expired
+// hasNextHop reports whether a packet would be forwarded.
+func (c *forwardingContent) hasNextHop() bool {
+	for _, r := range []forwardingRole{nextHops, nextHopsOfMembers} {
+		for _, e := range c[r] {
+			if !e.isAbsent {
+				return true
 			}
 		}
-		if err != nil {
-			return fmt.Errorf("writing the nftables table %s for IPv%s: %w", forwardingTableName, of, err)
+	}
+	return false
+}
+
+// SetForwarding changes what is forwarded, in one transaction for each family. It leaves elements
+// alone that the forwarding does not mention, such as those of an earlier run of the process, until
+// they expire. After an error, what was forwarded before may go on. An error of one family leaves
+// the other alone.
+func (w *Writer) SetForwarding(f intent.Forwarding) error {
+	var all error
+	for i, of := range families {
+		if err := w.setForwardingOf(i, newForwardingContent(f, of)); err != nil {
+			all = errors.Join(all, fmt.Errorf("writing the nftables table %s for IPv%s: %w", forwardingTableName, of, err))
 		}
+	}
+	return all
+}
+
+// setForwardingOf changes what is forwarded in one family. Without a next hop it asks nothing of a
+// kernel that refuses the rules: a node without IPv6 has none for the IPv6 addresses of the others.
+func (w *Writer) setForwardingOf(i int, content forwardingContent) error {
+	t := newForwardingTable(families[i])
+	isThere, err := t.exists()
+	isNeeded := isThere || content.hasNextHop() || len(content[forwardedAddresses]) > 0 && !w.isForwardingRefused[i]
+	if err == nil && isNeeded {
+		if err = t.write(content, w.forwarding[i], isThere); err != nil {
+			err = t.write(content, w.forwarding[i], isThere) // an element may have just expired
+		}
+	}
+	if err == nil {
 		w.forwarding[i] = content
 	}
-	return nil
+	return err
 }
 
 func (t *forwardingTable) exists() (bool, error) {
@@ -298,23 +321,35 @@ func changesOfSet(wanted, before map[string]forwardingElement, known map[string]
 	return gone, added
 }
 
-// checkForwardingRules returns why the kernel refuses the rules that forward. It asks as
-// CheckKernel.
-func checkForwardingRules() error {
-	for _, f := range families {
-		conn, err := openConn()
-		if err != nil {
-			return err
-		}
-		t := newForwardingTable(f)
-		t.table.Name += "-check"
-		if err := t.addTable(conn); err != nil {
-			return err
-		}
-		conn.DelTable(t.table)
-		if err := flush(conn); err != nil {
-			return fmt.Errorf("asking the kernel for nftables rules that forward IPv%s: %w", f, err)
-		}
+// CheckKernelForwards returns why the kernel refuses the rules that forward, if it refuses those of
+// all families: many nodes have only IPv4. It asks as CheckKernel.
+func (w *Writer) CheckKernelForwards() error {
+	var all error
+	for i, f := range families {
+		err := checkForwardingRules(f)
+		w.isForwardingRefused[i] = err != nil
+		all = errors.Join(all, err)
+	}
+	if slices.Contains(w.isForwardingRefused[:], false) {
+		return nil
+	}
+	return firstError(all)
+}
+
+// checkForwardingRules returns why the kernel refuses the rules that forward packets of a family.
+func checkForwardingRules(f family) error {
+	conn, err := openConn()
+	if err != nil {
+		return err
+	}
+	t := newForwardingTable(f)
+	t.table.Name += "-check"
+	if err := t.addTable(conn); err != nil {
+		return err
+	}
+	conn.DelTable(t.table)
+	if err := flush(conn); err != nil {
+		return fmt.Errorf("asking the kernel for nftables rules that forward IPv%s: %w", f, err)
 	}
 	return nil
 }

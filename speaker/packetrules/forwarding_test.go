@@ -24,6 +24,8 @@ type testSegment struct {
 	family testFamily
 	client *netnstest.Namespace
 	nodes  []*forwardingNode
+	// isDualStack adds an IPv6 address of a Service to what is forwarded, without a next hop.
+	isDualStack bool
 }
 
 // forwardingNode is one of the nodes.
@@ -151,6 +153,9 @@ func (s *testSegment) forward(n, nextHop, below *forwardingNode) {
 		}
 		a.LinkIndex = l.Attrs().Index
 		f.Addresses = []intent.ForwardedAddress{a}
+		if s.isDualStack {
+			f.Addresses = append(f.Addresses, intent.ForwardedAddress{Address: netip.MustParseAddr(testFamilies[1].service), LinkIndex: a.LinkIndex})
+		}
 		return n.writer.SetForwarding(f)
 	})
 }
@@ -267,4 +272,21 @@ func TestForwardingIsAdoptedAndEndsWhereItIsTold(t *testing.T) {
 			t.Errorf("the answer is %q, %v, want that b refuses the connection", got, err)
 		}
 	})
+}
+
+// TestKernelWithoutIPv6ForwardsIPv4: a family that no kernel has stands for one that it lacks.
+func TestKernelWithoutIPv6ForwardsIPv4(t *testing.T) {
+	known := families
+	defer func() { families = known }()
+	families[1].nfproto = 99
+	s := newTestSegment(t, testFamilies[0])
+	a, b := s.nodes[0], s.nodes[1]
+	b.MustRunInside(func() error { return b.writer.CheckKernelForwards() })
+	s.moveAddressTo(a)
+	conn := s.open()
+	s.mustBeAnsweredBy(conn, a, "before the move")
+	s.isDualStack = true // other nodes have IPv6 addresses of Services
+	s.forward(b, a, nil)
+	s.moveAddressTo(b)
+	s.mustBeAnsweredBy(conn, a, "after the move to b")
 }

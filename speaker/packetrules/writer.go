@@ -31,6 +31,8 @@ type Writer struct {
 	leftoversExpireAt time.Time
 	// forwarding is what SetForwarding wrote last, by the index of the family in families.
 	forwarding [len(families)]forwardingContent
+	// isForwardingRefused is set for the families whose rules CheckKernelForwards found refused.
+	isForwardingRefused [len(families)]bool
 }
 
 // NewWriter returns a Writer that has written nothing. What an earlier run of the process left acts
@@ -226,10 +228,6 @@ func (w *Writer) CheckKernel() error {
 	}
 	return nil
 }
-
-// CheckKernelForwards returns why the kernel refuses the rules that forward. It asks as
-// CheckKernel.
-func (w *Writer) CheckKernelForwards() error { return checkForwardingRules() }
 
 // proxyTableName is the table of kube-proxy in the mode nftables. proxyChainName is a chain of
 // kube-proxy in the modes iptables and ipvs.
