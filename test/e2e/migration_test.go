@@ -188,7 +188,6 @@ func (w *migrationRun) carryOutText(ctx context.Context, t *testing.T, commands 
 		return
 	}
 	commands = strings.ReplaceAll(commands, "metallb/metallb ", "./metallb ")
-	commands = strings.ReplaceAll(commands, "--take-ownership", "--take-ownership --force-conflicts")
 	w.carryOutCodeBlock(ctx, t, quickstartBlock{language: "sh", text: commands}, "client")
 }
 

@@ -20,7 +20,9 @@ var versionPlaces = []struct {
 	{"config/default/controller.yaml", regexp.MustCompile(`image: registry\.invalid/gantry:(\S+)`), 1},
 	{"config/default/speaker.yaml", regexp.MustCompile(`image: registry\.invalid/gantry:(\S+)`), 1},
 	{"tools/packages/image/main.go", regexp.MustCompile(`"registry\.invalid/gantry:([^"]+)"`), 1},
-	{"README.md", regexp.MustCompile(`registry\.example/gantry:([\w.]+\w)`), 1},
+	{"README.md", regexp.MustCompile(`registry\.example/gantry:([\w.]+\w)|Gantry is version ([\w.]+\w)`), 3},
+	{"SECURITY.md", regexp.MustCompile(`Gantry is at version ([\w.]+\w)`), 1},
+	{"docs/operator-commands.md", regexp.MustCompile(`registry\.example/gantry:([\w.]+\w)`), 1},
 	{"docs/install.md", regexp.MustCompile(`registry\.example/gantry:([\w.]+\w)`), 3},
 	{"docs/chart-values.md", regexp.MustCompile(`gantry-([0-9][\w.]*)\.tgz|--version ([\w.]+\w)|(?:gantry|REPOSITORY):([\w.]+\w)`), 4},
 }
