@@ -139,8 +139,10 @@ func (p *program) runOperation(ctx context.Context, f *operationFlags, prepare f
 		return err
 	}
 	if blocked := explainBlockedOperation(expected); blocked != "" && !f.isDryRun {
-		result.Result = report.ResultNotWell
-		return errors.Join(p.printOperationStep(&report.Report{Result: report.ResultNotWell, Answer: op.Title + ": nothing was changed: " + blocked}), p.finishOperation(result))
+		if expected.Reason != names.ReasonNotInstalled {
+			result.Result = report.ResultNotWell
+		}
+		return errors.Join(p.printOperationStep(&report.Report{Result: result.Result, Answer: op.Title + ": nothing was changed: " + blocked}), p.finishOperation(result))
 	}
 	if f.isDryRun {
 		return p.finishOperation(result)
@@ -153,19 +155,24 @@ func (p *program) runOperation(ctx context.Context, f *operationFlags, prepare f
 		return p.finishOperation(result)
 	}
 	progress, err := op.AwaitDone(ctx, f.awaitTimeout, p.printProgressLine)
+	result.Done = &progress
 	if err != nil {
-		return err
+		result.Result = report.ResultUnknown
+		return errors.Join(p.finishOperation(result), fmt.Errorf("%s: the change was made, but it could not be told whether it is carried out: %w", op.Title, err))
 	}
-	result.Done, result.Result = &progress, report.ResultWell
+	result.Result = report.ResultWell
 	if !progress.IsDone || len(progress.Left) > 0 {
 		result.Result = report.ResultNotWell
 	}
 	return errors.Join(p.printOperationStep(newProgressReport(op, &progress)), p.finishOperation(result))
 }
 
-// explainBlockedOperation says why the change must not be made: the API server refuses it, or the
-// node that a Service asks for cannot have its addresses.
+// explainBlockedOperation says why the change must not be made: there is no Gantry that would carry
+// it out, the API server refuses it, or the node that a Service asks for cannot have its addresses.
 func explainBlockedOperation(expected *preview.Preview) string {
+	if expected.Reason == names.ReasonNotInstalled {
+		return expected.Answer
+	}
 	for _, o := range expected.Objects {
 		if o.Refusal != "" {
 			return "the API server refuses it: " + o.Refusal

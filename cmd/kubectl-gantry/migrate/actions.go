@@ -46,7 +46,7 @@ func (f *Findings) ListActions() (out []Action) {
 		}
 	}
 	for i := range f.Webhooks {
-		if w := &f.Webhooks[i]; !w.HasEndpoint {
+		if w := &f.Webhooks[i]; !w.HasEndpoint && !f.hasMetalLBComponent(names.ComponentController) {
 			out = append(out, newDeleteAction(webhookKind, types.NamespacedName{Name: w.Name},
 				fmt.Sprintf("delete ValidatingWebhookConfiguration %s: nobody answers for its Service %s, so the API server refuses every change of the configuration", w.Name, w.Service)))
 		}

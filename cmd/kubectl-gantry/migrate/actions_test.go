@@ -44,6 +44,17 @@ func TestActionsWhileMetalLBRuns(t *testing.T) {
 	}
 }
 
+// TestActionsWhileControllerRestarts leave its webhooks alone: it has a Pod again soon.
+func TestActionsWhileControllerRestarts(t *testing.T) {
+	for name, manifests := range map[string]string{"Helm": byHelm(), "manifests": byManifests()} {
+		a := newMemoryAccess(t, strings.Replace(manifests, "conditions: {ready: true}", "conditions: {ready: false}", 1))
+		applyAll(t, a, "")
+		if at := slices.IndexFunc(a.changes, func(c string) bool { return strings.HasPrefix(c, "delete ") }); at >= 0 {
+			t.Errorf("%s: %s", name, a.changes[at])
+		}
+	}
+}
+
 // TestActionsWhenControllerIsStopped remove what nobody answers for, once.
 func TestActionsWhenControllerIsStopped(t *testing.T) {
 	for name, manifests := range map[string]string{"Helm": byHelm(), "manifests": byManifests()} {

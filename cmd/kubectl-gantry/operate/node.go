@@ -45,7 +45,8 @@ func (o *Operator) readNode(ctx context.Context, name string) (*corev1.Node, err
 // nodeDuties are what a node announces.
 type nodeDuties struct {
 	speaker *v1alpha1.SpeakerStatusStatus // nil if no speaker runs there
-	// services have an address for which the node answers. addresses are these addresses.
+	// services have an address for which the node answers, or a route from it. addresses are those
+	// for which it answers.
 	services  []client.ObjectKey
 	addresses []string
 	// routers are the BGPPeers that have routes from the node.
@@ -74,6 +75,15 @@ func (o *Operator) readNodeDuties(ctx context.Context, node string) (*nodeDuties
 		out.services = append(out.services, client.ObjectKey{Namespace: s.ServiceNamespace, Name: s.ServiceName})
 		out.addresses = append(out.addresses, s.Gantry.Addresses...)
 	}
+	var routes v1beta1.ServiceBGPStatusList
+	if err := o.API.List(ctx, &routes, client.InNamespace(o.GantryNamespace), client.MatchingLabels{names.LabelServiceStatusNode: node}); err != nil && !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("reading which Services the node announces by BGP: %w", err)
+	}
+	for i := range routes.Items {
+		if s := &routes.Items[i].Status; s.Node == node {
+			out.services = append(out.services, client.ObjectKey{Namespace: s.ServiceNamespace, Name: s.ServiceName})
+		}
+	}
 	slices.Sort(out.addresses)
 	out.addresses = slices.Compact(out.addresses)
 	var sessions v1alpha1.BGPSessionList
@@ -98,7 +108,7 @@ func (o *Operator) readDrainProgress(ctx context.Context, node string, before []
 	}
 	switch {
 	case d.speaker == nil:
-		return Progress{IsDone: true, Text: "no speaker runs on " + node + ": it announces nothing"}, nil
+		return o.readDrainProgressByPods(ctx, node)
 	case d.speaker.Unavailable != string(names.ReasonNodeLeaving):
 		return Progress{Text: "the speaker on " + node + " has not seen it yet", Left: []string{"the speaker does not say that its node is leaving: look at its Pod"}}, nil
 	}
@@ -115,6 +125,23 @@ func (o *Operator) readDrainProgress(ctx context.Context, node string, before []
 	unannounced, err := o.describeUnannounced(ctx, before)
 	out.Left = append(out.Left, unannounced...)
 	return out, err
+}
+
+// readDrainProgressByPods says whether a node without a SpeakerStatus announces nothing: no speaker
+// runs there, in whichever namespace.
+func (o *Operator) readDrainProgressByPods(ctx context.Context, node string) (Progress, error) {
+	var pods corev1.PodList
+	if err := o.API.List(ctx, &pods, client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker}); err != nil {
+		return Progress{}, fmt.Errorf("reading whether a speaker runs on %s: %w", node, err)
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if p.Spec.NodeName == node && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+			return Progress{Text: "the speaker on " + node + " says nothing", Left: []string{fmt.Sprintf(
+				"%s has the speaker Pod %s/%s, and no SpeakerStatus in namespace %s says what it announces: look at the log of the Pod", node, p.Namespace, p.Name, o.GantryNamespace)}}, nil
+		}
+	}
+	return Progress{IsDone: true, Text: "no speaker runs on " + node + ": it announces nothing"}, nil
 }
 
 // describeUnannounced says which of the Services nobody announces in full, and why.

@@ -4,10 +4,16 @@
 package operate
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -68,32 +74,49 @@ const (
 )
 
 // AwaitDone reads the progress until the Operation is done, or until the timeout. It calls show
-// with each text that differs from the one before, and returns the last progress.
+// with each text that differs from the one before, and returns the last progress that it could
+// read. The error is that of the last reading: one that may pass is tried again until the timeout.
 func (op *Operation) AwaitDone(ctx context.Context, timeout time.Duration, show func(string)) (Progress, error) {
 	awaiting, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	var last Progress
 	shown, doneCount := "", 0
 	for {
 		p, err := op.ReadProgress(ctx)
-		if err != nil {
-			return p, err
+		switch {
+		case err == nil:
+			last = p
+		case ctx.Err() != nil || !mayPass(err):
+			return last, err
 		}
-		if p.Text != shown {
-			shown = p.Text
-			show(p.Text)
+		if last.Text != shown {
+			shown = last.Text
+			show(shown)
 		}
-		if doneCount++; !p.IsDone {
+		if doneCount++; err != nil || !last.IsDone {
 			doneCount = 0
 		}
 		if doneCount >= readingsUntilDone {
-			return p, nil
+			return last, nil
 		}
 		select {
 		case <-awaiting.Done():
-			return p, ctx.Err()
+			return last, cmp.Or(ctx.Err(), err)
 		case <-time.After(progressReadInterval):
 		}
 	}
+}
+
+// mayPass reports whether a reading that failed may succeed soon: the API server restarts, or has
+// too much to do.
+func mayPass(err error) bool {
+	var answered apierrors.APIStatus
+	if errors.As(err, &answered) {
+		code := answered.Status().Code
+		return code == http.StatusTooManyRequests || code >= http.StatusInternalServerError
+	}
+	var failed net.Error
+	return errors.As(err, &failed) && failed.Timeout() || utilnet.IsConnectionRefused(err) || utilnet.IsConnectionReset(err) || utilnet.IsProbableEOF(err)
 }
 
 // setAnnotation returns a change that sets an annotation.

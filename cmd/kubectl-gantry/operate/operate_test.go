@@ -2,14 +2,19 @@ package operate
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -105,6 +110,21 @@ func retireOffice(ctx context.Context, o *Operator) (*Operation, error) {
 // isLeaving are the replacements for a speaker that has seen the drain.
 var isLeaving = []string{"held: 1", "held: 0, unavailable: NodeLeaving"}
 
+// noReport are the replacements for a node whose speaker reports nothing in this namespace.
+var noReport = []string{"metadata: {name: node1, namespace: metallb-system}", "metadata: {name: node1, namespace: elsewhere}"}
+
+const speakerPodOnNode1 = `apiVersion: v1
+kind: Pod
+metadata: {name: gantry-speaker-1, namespace: gantry-system, labels: {app.kubernetes.io/name: gantry, app.kubernetes.io/component: speaker}}
+spec: {nodeName: node1, containers: [{name: speaker}]}`
+
+// onlyRoutes are the replacements for a Service that is announced by BGP alone, and by nobody after
+// the drain.
+var onlyRoutes = []string{
+	"kind: ServiceL2Status", "kind: ServiceBGPStatus", "gantry: {addresses: [192.0.2.1, 192.0.2.2]}", "peers: [tor]", "prefixes: 1", "prefixes: 0",
+	"type: gantry.dev/AddressAssigned, status: \"True\", reason: AddressRetired", "type: gantry.dev/Announced, status: \"False\", reason: NodeLeaving",
+}
+
 func TestProgressOfOperations(t *testing.T) {
 	const retired = "status: {gantry: {retire: {servicesLeft: %, servicesWithoutOtherAddress: 1}, conditions: [{type: gantry.dev/Retired, status: \"False\", reason: Retiring, message: \"\", observedGeneration: 2, lastTransitionTime: \"2026-03-01T11:00:00Z\"}]}}"
 	withRetirement := func(left string) []string {
@@ -121,15 +141,18 @@ func TestProgressOfOperations(t *testing.T) {
 		"a drain that has begun":                {drainNode1, isLeaving, false, "still answers for 2 addresses, and 1 routers", []string{"still answers for 192.0.2.1", "still answers for 192.0.2.2", "the router tor still has routes"}},
 		"a drain that is done, with a Service that nobody announces": {drainNode1, append(slices.Clone(isLeaving), "addresses: [192.0.2.1, 192.0.2.2]", "addresses: []", "prefixes: 1", "prefixes: 0",
 			"type: gantry.dev/AddressAssigned, status: \"True\", reason: AddressRetired", "type: gantry.dev/Announced, status: \"False\", reason: NodeLeaving"), true, "announces nothing any more", []string{"Service default/web is not announced: pool office retires 192.0.2.1 (NodeLeaving)"}},
-		"the end of a drain":                         {undrainNode1, nil, true, "may announce again", nil},
-		"the end of a drain while a taint remains":   {undrainNode1, append(slices.Clone(isLeaving), "metadata: {name: node1}\n", "metadata: {name: node1}\nspec: {taints: [{key: node.kubernetes.io/out-of-service, effect: NoExecute}]}\n"), true, "is still leaving", []string{"node.kubernetes.io/out-of-service"}},
-		"a move that has not happened":               {moveWebToNode2, nil, false, "192.0.2.1 is on node1, 192.0.2.2 is on node1", []string{"192.0.2.1 is on node1", "192.0.2.2 is on node1"}},
-		"a move that is done":                        {moveWebToNode2, []string{"status: {node: node1, serviceName", "status: {node: node2, serviceName"}, true, "192.0.2.1 is on node2", nil},
-		"a release that waits":                       {releaseFirstAddress, nil, false, "1 Services have 192.0.2.1", []string{"Service default/web keeps it: pool office retires 192.0.2.1 (AddressRetired)"}},
-		"a retirement that the controller waits for": {retireOffice, nil, false, "has not seen it yet", []string{"the controller does not report"}},
-		"a retirement that goes on":                  {retireOffice, withRetirement("3"), false, "3 Services have retired addresses; 1 of them", []string{"Service default/web keeps it"}},
-		"a retirement that is stuck":                 {retireOffice, withRetirement("1"), true, "1 Services have retired addresses; 1 of them", []string{"Service default/web keeps it"}},
-		"a retirement that is done":                  {retireOffice, withRetirement("0"), true, "no Service has a retired address", nil},
+		"a drain of a node without a speaker":                       {drainNode1, noReport, true, "no speaker runs on node1", nil},
+		"a drain while a speaker runs that reports nothing here":    {drainNode1, append(slices.Clone(noReport), "metadata: {name: node2}", "metadata: {name: node2}\n---\n"+speakerPodOnNode1), false, "says nothing", []string{"the speaker Pod gantry-system/gantry-speaker-1"}},
+		"a drain that is done, with a Service that had only routes": {drainNode1, append(slices.Clone(isLeaving), onlyRoutes...), true, "announces nothing any more", []string{"Service default/web is not announced: pool office retires 192.0.2.1 (NodeLeaving)"}},
+		"the end of a drain":                                        {undrainNode1, nil, true, "may announce again", nil},
+		"the end of a drain while a taint remains":                  {undrainNode1, append(slices.Clone(isLeaving), "metadata: {name: node1}\n", "metadata: {name: node1}\nspec: {taints: [{key: node.kubernetes.io/out-of-service, effect: NoExecute}]}\n"), true, "is still leaving", []string{"node.kubernetes.io/out-of-service"}},
+		"a move that has not happened":                              {moveWebToNode2, nil, false, "192.0.2.1 is on node1, 192.0.2.2 is on node1", []string{"192.0.2.1 is on node1", "192.0.2.2 is on node1"}},
+		"a move that is done":                                       {moveWebToNode2, []string{"status: {node: node1, serviceName", "status: {node: node2, serviceName"}, true, "192.0.2.1 is on node2", nil},
+		"a release that waits":                                      {releaseFirstAddress, nil, false, "1 Services have 192.0.2.1", []string{"Service default/web keeps it: pool office retires 192.0.2.1 (AddressRetired)"}},
+		"a retirement that the controller waits for":                {retireOffice, nil, false, "has not seen it yet", []string{"the controller does not report"}},
+		"a retirement that goes on":                                 {retireOffice, withRetirement("3"), false, "3 Services have retired addresses; 1 of them", []string{"Service default/web keeps it"}},
+		"a retirement that is stuck":                                {retireOffice, withRetirement("1"), true, "1 Services have retired addresses; 1 of them", []string{"Service default/web keeps it"}},
+		"a retirement that is done":                                 {retireOffice, withRetirement("0"), true, "no Service has a retired address", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			op, err := tc.prepare(t.Context(), newTestOperator(t, tc.replacements...))
@@ -238,4 +261,39 @@ func TestAwaitingEndsWhenDoneOrAtTheTimeout(t *testing.T) {
 			t.Errorf("at the timeout: %v, %+v", err, p)
 		}
 	})
+}
+
+// TestAwaitingSurvivesReadingsThatFail has an API server that restarts, and refuses in the end.
+func TestAwaitingSurvivesReadingsThatFail(t *testing.T) {
+	tooMany, forbidden := apierrors.NewTooManyRequests("later", 1), apierrors.NewForbidden(corev1.Resource("nodes"), "node1", nil)
+	for name, tc := range map[string]struct {
+		failure    error
+		failsFrom  int
+		failsUntil int
+		wantError  error
+		wantText   string
+	}{
+		"too many requests":        {tooMany, 2, 5, nil, "is done"},
+		"an error of the server":   {apierrors.NewInternalError(errors.New("etcd")), 1, 5, nil, "is done"},
+		"a time-out":               {fmt.Errorf("reading: %w", os.ErrDeadlineExceeded), 2, 5, nil, "is done"},
+		"a refused connection":     {fmt.Errorf("reading: %w", syscall.ECONNREFUSED), 2, 5, nil, "is done"},
+		"no answer until the end":  {tooMany, 2, 1000, tooMany, "begins"},
+		"a right that was removed": {forbidden, 2, 5, forbidden, "begins"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				readings := 0
+				op := &Operation{ReadProgress: func(context.Context) (Progress, error) {
+					if readings++; readings >= tc.failsFrom && readings < tc.failsUntil {
+						return Progress{}, tc.failure
+					}
+					return Progress{IsDone: readings > 3, Text: map[bool]string{false: "begins", true: "is done"}[readings > 3]}, nil
+				}}
+				p, err := op.AwaitDone(t.Context(), time.Minute, func(string) {})
+				if !errors.Is(err, tc.wantError) || p.Text != tc.wantText {
+					t.Errorf("it says %v, %+v, want %v, %q", err, p, tc.wantError, tc.wantText)
+				}
+			})
+		})
+	}
 }

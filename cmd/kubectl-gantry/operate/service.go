@@ -25,7 +25,7 @@ func (o *Operator) MoveService(ctx context.Context, key client.ObjectKey, node s
 		return nil, fmt.Errorf("reading the Service: %w", err)
 	}
 	if len(view.FromService(s).AssignedAddresses) == 0 {
-		return nil, fmt.Errorf("Service %s has no address that could move: kubectl gantry explain service %s", key, key)
+		return nil, fmt.Errorf("there is no address of Service %s that could move: kubectl gantry explain service %s", key, key)
 	}
 	return &Operation{
 		Title: fmt.Sprintf("moving Service %s to %s", key, node), Changes: []ObjectChange{{s, setAnnotation(names.AnnotationRequestedHolder, node)}},
