@@ -173,7 +173,7 @@ func countHeldWithNextHop(f intent.Forwarding) int {
 }
 
 // forwardAtEnd writes once more what the last messages of the agent changed. What is forwarded then
-// goes on without this process, as long as packets use it.
+// goes on without this process for some minutes.
 func (e *Engine) forwardAtEnd() {
 	select {
 	case t := <-e.trafficUpdates.C():

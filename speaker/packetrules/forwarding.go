@@ -19,9 +19,12 @@ import (
 const forwardingTableName = "gantry-forward"
 
 const (
-	// forwardingTimeout is how long an element acts without a packet that uses it, and after a
-	// crash.
+	// forwardingTimeout is how long an element acts without a packet that uses it, and how long the
+	// rules act after the last call of SetForwarding.
 	forwardingTimeout = 5 * time.Minute
+	// memberTimeout is how long the other nodes are known. They are known longer than anything is
+	// forwarded, so that no packet goes round in circles at the end.
+	memberTimeout = forwardingTimeout + ForwardingRefreshInterval
 	// ForwardingRefreshInterval is how often SetForwarding has to be called although nothing
 	// changed, so that what stands ready does not expire.
 	ForwardingRefreshInterval = 2 * time.Minute
@@ -39,7 +42,8 @@ const (
 	nextHopsOfMembers
 	activeHops
 	activeHopsOfMembers
-	// forwardedAddresses are all addresses, so that what other nodes forward in vain is dropped.
+	// forwardedAddresses are all addresses. Nothing acts on an address that is not among them, and
+	// no packet renews them: the rules end after the process.
 	forwardedAddresses
 	// memberMACs are the Ethernet addresses of the other nodes.
 	memberMACs
@@ -48,8 +52,16 @@ const (
 
 var forwardingSetNames = [forwardingRoleCount]string{"next-hops", "next-hops-of-nodes", "active", "active-of-nodes", "addresses", "nodes"}
 
-// hasTimeout reports whether the elements of a set expire.
-func (r forwardingRole) hasTimeout() bool { return r > nextHopsOfMembers }
+// timeout is how long an element of a set stays; zero for as long as the table.
+func (r forwardingRole) timeout() time.Duration {
+	switch r {
+	case nextHops, nextHopsOfMembers:
+		return 0
+	case memberMACs:
+		return memberTimeout
+	}
+	return forwardingTimeout
+}
 
 // forwardingTable is the table of one family.
 type forwardingTable struct {
@@ -66,9 +78,8 @@ func newForwardingTable(f family) *forwardingTable {
 	}
 	for r := range t.sets {
 		s := &nftables.Set{Table: t.table, Name: forwardingSetNames[r], KeyType: nftables.TypeEtherAddr, KeyByteOrder: binaryutil.BigEndian}
-		if forwardingRole(r).hasTimeout() {
-			s.HasTimeout, s.Timeout = true, forwardingTimeout
-		}
+		s.Timeout = forwardingRole(r).timeout()
+		s.HasTimeout = s.Timeout > 0
 		if forwardingRole(r) != memberMACs {
 			s.KeyType, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFIndex, address), true
 		}
@@ -144,7 +155,7 @@ const nextHopRegister = unix.NFT_REG32_08
 // element of the set with active hops live on.
 func (t *forwardingTable) forward(r, active forwardingRole) []expr.Any {
 	s := t.sets[active]
-	return append(t.loadKey(), t.lookup(active, false), t.lookup(r, true),
+	return append(t.loadKey(), t.lookup(forwardedAddresses, false), t.lookup(active, false), t.lookup(r, true),
 		&expr.Dynset{SrcRegKey: keyRegister, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: forwardingTimeout},
 		&expr.Dup{RegAddr: nextHopRegister, RegDev: keyRegister, IsRegDevSet: true},
 		&expr.Verdict{Kind: expr.VerdictDrop})
@@ -251,14 +262,22 @@ func (t *forwardingTable) write(content, before forwardingContent, isThere bool)
 		}
 	}
 	isChanged := !isThere
-	for r, wanted := range content {
-		var known map[string]nftables.SetElement
+	var known [forwardingRoleCount]map[string]nftables.SetElement
+	for r := range known {
 		if isThere {
-			if known, err = t.list(forwardingRole(r)); err != nil {
+			if known[r], err = t.list(forwardingRole(r)); err != nil {
 				return err
 			}
 		}
-		gone, added := changesOfSet(wanted, before[r], known, forwardingRole(r).hasTimeout())
+	}
+	for r, wanted := range content {
+		gone, added := changesOfSet(wanted, before[r], known[r], forwardingRole(r).timeout())
+		switch forwardingRole(r) {
+		case nextHops:
+			gone = append(gone, unusedHops(wanted, known[r], known[activeHops])...)
+		case nextHopsOfMembers:
+			gone = append(gone, unusedHops(wanted, known[r], known[activeHopsOfMembers])...)
+		}
 		isChanged = isChanged || len(gone)+len(added) > 0
 		for some := range slices.Chunk(gone, elementsPerMessage) {
 			if err := conn.SetDeleteElements(t.sets[r], some); err != nil {
@@ -294,11 +313,7 @@ func (t *forwardingTable) list(r forwardingRole) (map[string]nftables.SetElement
 // changesOfSet returns the elements to delete and to add. An element that is about to expire is not
 // deleted, since the deletion of one that has expired fails. An element that expired because no
 // packet used it is not added again.
-func changesOfSet(wanted, before map[string]forwardingElement, known map[string]nftables.SetElement, hasTimeout bool) (gone, added []nftables.SetElement) {
-	timeout := time.Duration(0)
-	if hasTimeout {
-		timeout = forwardingTimeout
-	}
+func changesOfSet(wanted, before map[string]forwardingElement, known map[string]nftables.SetElement, timeout time.Duration) (gone, added []nftables.SetElement) {
 	for key, e := range wanted {
 		k, isThere := known[key]
 		last, isWritten := before[key]
@@ -306,9 +321,9 @@ func changesOfSet(wanted, before map[string]forwardingElement, known map[string]
 		switch {
 		case !isThere && (e.isAbsent || !e.isKept && isWritten && isSameHop):
 			continue
-		case isThere && hasTimeout && k.Expires < expiryDelay:
+		case isThere && timeout > 0 && k.Expires < expiryDelay:
 			continue
-		case isThere && !e.isAbsent && string(k.Val) == e.value && isSameHop && !(e.isKept && hasTimeout && k.Expires < forwardingTimeout-ForwardingRefreshInterval/2):
+		case isThere && !e.isAbsent && string(k.Val) == e.value && isSameHop && !(e.isKept && timeout > 0 && k.Expires < timeout-ForwardingRefreshInterval/2):
 			continue
 		}
 		if isThere {
@@ -319,6 +334,18 @@ func changesOfSet(wanted, before map[string]forwardingElement, known map[string]
 		}
 	}
 	return gone, added
+}
+
+// unusedHops returns the elements of a map that nobody wants and that no packet can use any more.
+// An earlier run of the process may have left them.
+func unusedHops(wanted map[string]forwardingElement, known, active map[string]nftables.SetElement) (unused []nftables.SetElement) {
+	for key, k := range known {
+		_, isWanted := wanted[key]
+		if _, isActive := active[key]; !isWanted && !isActive {
+			unused = append(unused, nftables.SetElement{Key: k.Key, Val: k.Val})
+		}
+	}
+	return unused
 }
 
 // CheckKernelForwards returns why the kernel refuses the rules that forward, if it refuses those of

@@ -290,3 +290,52 @@ func TestKernelWithoutIPv6ForwardsIPv4(t *testing.T) {
 	s.moveAddressTo(b)
 	s.mustBeAnsweredBy(conn, a, "after the move to b")
 }
+
+// TestForwardingEndsAfterTheProcessAlthoughPacketsGoOn: the elements that nobody renews expire.
+func TestForwardingEndsAfterTheProcessAlthoughPacketsGoOn(t *testing.T) {
+	runOnSegments(t, func(t *testing.T, s *testSegment, a, b, _ *forwardingNode) {
+		s.moveAddressTo(a)
+		conn := s.open()
+		s.mustBeAnsweredBy(conn, a, "before the move")
+		s.forward(b, a, nil)
+		s.moveAddressTo(b)
+		s.mustBeAnsweredBy(conn, a, "after the move to b")
+		node := &testNode{t: t, namespace: b.Namespace}
+		node.nft(fmt.Sprintf("flush set %s %s addresses", s.family.nft, forwardingTableName))
+		if got, err := ask(conn, 3*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the answer is %q, %v, want that b refuses the connection", got, err)
+		}
+	})
+}
+
+// TestUnusedNextHopsAreRemoved: an earlier run of the process has left the next hop of an address
+// that is gone.
+func TestUnusedNextHopsAreRemoved(t *testing.T) {
+	runOnSegments(t, func(t *testing.T, s *testSegment, a, b, c *forwardingNode) {
+		node := &testNode{t: t, namespace: b.Namespace}
+		listed := func() string {
+			var all string
+			for _, r := range []forwardingRole{nextHops, nextHopsOfMembers} {
+				all += node.nft(fmt.Sprintf("list map %s %s %s", s.family.nft, forwardingTableName, forwardingSetNames[r]))
+			}
+			return all
+		}
+		forgetAll := func() {
+			b.writer = NewWriter(time.Now)
+			b.MustRunInside(func() error { return b.writer.SetForwarding(intent.Forwarding{}) })
+		}
+		s.forward(b, a, c)
+		forgetAll()
+		if n := strings.Count(listed(), s.family.service); n != 2 {
+			t.Errorf("while packets may use them, %d next hops are left, want 2:\n%s", n, listed())
+		}
+		// as if all had expired
+		for _, r := range []forwardingRole{activeHops, activeHopsOfMembers} {
+			node.nft(fmt.Sprintf("flush set %s %s %s", s.family.nft, forwardingTableName, forwardingSetNames[r]))
+		}
+		forgetAll()
+		if n := strings.Count(listed(), s.family.service); n != 0 {
+			t.Errorf("%d next hops are left that no packet uses:\n%s", n, listed())
+		}
+	})
+}
