@@ -81,7 +81,12 @@ func Decide(in Inputs) intent.Forwarding {
 // and for those that another node has forwarded. While another node holds the address, this node
 // asks the holder first, so that the rules are right from the moment at which it takes the address.
 func nodesToAsk(h elect.Holder, self string, isLeaving bool) (unknown, fromMembers []string, isStandby bool) {
-	order := append([]string{h.Node}, h.FormerHolders...)
+	order := []string{h.Node}
+	for _, n := range h.FormerHolders {
+		if !slices.Contains(order, n) { // two that ask each other would send a packet in a circle
+			order = append(order, n)
+		}
+	}
 	i := slices.Index(order, self)
 	switch {
 	case i == 0 && !isLeaving: // nobody is above it: what comes from others went astray

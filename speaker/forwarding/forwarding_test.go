@@ -62,6 +62,7 @@ func TestDecideForwardsDownwards(t *testing.T) {
 		"back and forth: the one between does not ask the holder":         {"b", "a b", nil, "a -"},
 		"nobody held it before":                                           {"a", "a", nil, "- -"},
 		"a holder that leaves forwards for the next one":                  {"b", "b a", func(in *Inputs) { in.IsLeaving = true }, "a a"},
+		"each former holder twice: the first one drops what others send":  {"b", "c a b a b", nil, "c -"},
 		"a dead former holder is left out":                                {"c", "c b a", func(in *Inputs) { in.IsDead = func(n string) bool { return n == "b" } }, "a -"},
 		"a dead holder is not asked":                                      {"b", "c b a", func(in *Inputs) { in.IsDead = func(n string) bool { return n == "c" } }, "a a"},
 		"a node that is gone is left out":                                 {"d", "x c", nil, "c -"},
