@@ -46,9 +46,9 @@ type checkpointState struct {
 	startedAt                      time.Time // when the agent started
 	hasFirstPlan                   bool      // there is a plan
 	// the bids or the members changed since the last checkpoint
-	changedSinceSave  bool
-	savedClaimsDigest uint64    // of the claims in the last checkpoint
-	savedAt           time.Time // when the last checkpoint was made
+	changedSinceSave   bool
+	savedClaimsVersion elect.ClaimsVersion // of the last checkpoint
+	savedAt            time.Time           // when the last checkpoint was made
 }
 
 // restoreCheckpoint starts with the claims and bids of an earlier run.
@@ -111,12 +111,12 @@ func (a *Agent) startRestoredRoutesTimer() <-chan time.Time {
 // saveCheckpoint saves a Checkpoint if something changed.
 func (a *Agent) saveCheckpoint(now time.Time) {
 	c := &a.checkpoint
-	digest := a.electionMachine.ClaimsDigest()
-	changed := c.changedSinceSave || digest != c.savedClaimsDigest
+	version := a.electionMachine.ClaimsVersion()
+	changed := c.changedSinceSave || version != c.savedClaimsVersion
 	if a.options.SaveCheckpoint == nil || !c.hasFirstPlan || !changed || now.Sub(c.savedAt) < minCheckpointSaveInterval {
 		return
 	}
-	c.savedAt, c.changedSinceSave, c.savedClaimsDigest = now, false, digest
+	c.savedAt, c.changedSinceSave, c.savedClaimsVersion = now, false, version
 	out := Checkpoint{BidsOfLastPlan: a.plan.Bids.Slice(), Claims: a.electionMachine.KnownClaims(), DesiredBGP: desiredBGPOfPlan(a.plan), ServiceProxyAnswered: a.fitness.ownFitnessJudge.HasProxyAnswered()}
 	for name, address := range a.addressByKnownMember {
 		if name != a.options.NodeName && address.IsValid() {

@@ -35,7 +35,7 @@ type TrafficFacts struct {
 // trafficState is what reportTraffic knows of the last TrafficFacts.
 type trafficState struct {
 	hasChanged    bool
-	claimsDigest  uint64 // of the election, in the last TrafficFacts
+	claimsVersion elect.ClaimsVersion // of the last TrafficFacts
 	reportedAt    time.Time
 	isHandingOver bool // RequestHandover was called
 }
@@ -47,12 +47,12 @@ const perAddressTrafficInterval = 5 * time.Microsecond
 // reportTraffic passes TrafficFacts on after a change. It does not wait for a late election, as a
 // Status does: while a node is dead, each moment without packet rules costs connections.
 func (a *Agent) reportTraffic(now time.Time) {
-	digest := a.electionMachine.ClaimsDigest()
-	if a.options.ObserveTraffic == nil || !a.traffic.hasChanged && digest == a.traffic.claimsDigest ||
+	version := a.electionMachine.ClaimsVersion()
+	if a.options.ObserveTraffic == nil || !a.traffic.hasChanged && version == a.traffic.claimsVersion ||
 		now.Sub(a.traffic.reportedAt) < time.Duration(a.plan.Bids.Len())*perAddressTrafficInterval {
 		return
 	}
-	a.traffic.hasChanged, a.traffic.claimsDigest, a.traffic.reportedAt = false, digest, now
+	a.traffic.hasChanged, a.traffic.claimsVersion, a.traffic.reportedAt = false, version, now
 	a.options.ObserveTraffic(TrafficFacts{
 		CarriedBindings: a.listCarriedAddresses(), UsableLinks: a.ownUsableLinks, Plan: a.plan, HasPlan: a.checkpoint.hasFirstPlan,
 		Holders: a.electionMachine.Holders(), Members: a.addressProbes.members.Members, IsHandingOver: a.traffic.isHandingOver,

@@ -58,3 +58,34 @@ func TestTakenAddressIsInTrafficFactsBeforeItIsAnswered(t *testing.T) {
 		t.Errorf("%s does not know of the death", next.name)
 	})
 }
+
+// TestLateFormerHoldersAreReported: the packet rules and the checkpoint follow former holders that
+// arrive after their claim.
+func TestLateFormerHoldersAreReported(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var traffic []TrafficFacts
+	var saved []Checkpoint
+	a := New(Options{
+		NodeName: "node1", ElectionTiming: elect.DefaultTiming(), Layer2Engine: layer2.NewEngine(layer2test.NewLAN().AddHost("node1"), time.Now),
+		Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler),
+		ObserveStatus: func(Status) {}, ObserveTraffic: func(f TrafficFacts) { traffic = append(traffic, f) },
+		SaveCheckpoint: func(c Checkpoint) { saved = append(saved, c) },
+	})
+	a.electionMachine = elect.NewMachine("node1", 1, elect.DefaultTiming(), now)
+	a.checkpoint.hasFirstPlan = true
+	claim := elect.Claim{Address: serviceIPv4, Holder: "node2", Nonce: 2, Epoch: 5}
+	for _, formerHolders := range [][]string{nil, {"node3"}, {"node3"}} {
+		now = now.Add(2 * minCheckpointSaveInterval)
+		claim.FormerHolders = formerHolders
+		other := elect.NewMachine("node2", 2, elect.DefaultTiming(), now)
+		other.Step(now, elect.ClaimsRestored{Claims: []elect.Claim{claim}})
+		a.electionMachine.Step(now, elect.RemoteStateReceived{EncodedClaims: other.EncodeAllClaims()})
+		a.extendSendDeadlineSaveAndReport()
+	}
+	if len(traffic) != 2 || !slices.Equal(traffic[1].Holders[0].FormerHolders, claim.FormerHolders) {
+		t.Errorf("the TrafficFacts are %+v, want two, the last one with the former holder", traffic)
+	}
+	if len(saved) != 2 || !slices.Equal(saved[1].Claims[0].FormerHolders, claim.FormerHolders) {
+		t.Errorf("the checkpoints are %+v, want two, the last one with the former holder", saved)
+	}
+}

@@ -133,7 +133,7 @@ func (m *Machine) recordClaim(a *addressState, c Claim) {
 		}
 	}
 	change := a.highestKnownClaim.digestContribution() ^ c.digestContribution()
-	if m.claimsDigest ^= change; change != 0 {
+	if m.claimsVersion.digest ^= change; change != 0 {
 		m.liveness.claimsChangedAt = m.now
 	}
 	m.claimHashBuckets[claimBucketIndex(a.ip)].updateDigest(change)

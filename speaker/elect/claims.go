@@ -255,6 +255,7 @@ func (m *Machine) mergeRemoteState(payload []byte) {
 // alive.
 func (m *Machine) restoreClaims(claims []Claim) {
 	for _, c := range claims {
+		c.FormerHolders = deduplicateFormerHolders(c.FormerHolders, c.Holder)
 		if a := m.ensureAddressState(c.Address); c.Epoch > 0 && !a.isHeldBySelf && c.supersedes(a.highestKnownClaim) {
 			m.recordClaim(a, c)
 			m.reconcileAddress(a)
@@ -299,8 +300,15 @@ func (t *claimHashBuckets) encodeClaims(claimCount uint64) []byte {
 	return out
 }
 
-// ClaimsDigest changes whenever the known claims change.
-func (m *Machine) ClaimsDigest() uint64 { return m.claimsDigest }
+// ClaimsVersion is a value to compare: it changes whenever the known claims change.
+type ClaimsVersion struct {
+	digest                 uint64 // XOR of the buckets' digests
+	lateFormerHoldersCount uint64 // how often addFormerHolders changed a claim
+}
+
+// ClaimsVersion returns the version of the claims that this node knows now, with their former
+// holders.
+func (m *Machine) ClaimsVersion() ClaimsVersion { return m.claimsVersion }
 
 // KnownClaims returns all known claims, sorted by address.
 func (m *Machine) KnownClaims() []Claim {

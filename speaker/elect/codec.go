@@ -222,29 +222,32 @@ func (r *messageReader) readClaims() []Claim {
 		}
 		out = append(out, c)
 	}
-	formerHolders := r.readFormerHolders()
 	if r.err != nil {
 		return nil
 	}
-	for i := range out {
-		out[i].FormerHolders = formerHolders[out[i].Address]
+	formerHolders := readFormerHolders(r.unread)
+	for i, c := range out {
+		out[i].FormerHolders = deduplicateFormerHolders(formerHolders[c.Address], c.Holder)
 	}
 	return out
 }
 
-// readFormerHolders reads the former holders of claims, up to the end of the message.
-func (r *messageReader) readFormerHolders() map[netip.Addr][]string {
-	out := map[netip.Addr][]string{}
+// readFormerHolders reads the former holders of claims from the end of a message. It reads as far
+// as it can: claims are more important than their former holders. If the list of an address comes
+// twice, the last one counts.
+func readFormerHolders(unread []byte) map[netip.Addr][]string {
+	r, out := messageReader{unread: unread}, map[netip.Addr][]string{}
 	for len(r.unread) > 0 {
-		a, ok := netip.AddrFromSlice([]byte(r.readString()))
-		n := r.readUvarint()
-		if !ok || n > maxFormerHolders {
-			r.markMalformed()
-			return nil
+		// no claim has the zero address, which stands for one that is not valid
+		a, _ := netip.AddrFromSlice([]byte(r.readString()))
+		var nodes []string
+		for range r.readUvarint() {
+			nodes = append(nodes, r.readString())
+			if r.err != nil {
+				return out
+			}
 		}
-		for range n {
-			out[a] = append(out[a], r.readString())
-		}
+		out[a] = nodes
 	}
 	return out
 }

@@ -45,6 +45,8 @@ func FuzzReceivedMessages(f *testing.F) {
 	f.Add(append(appendString(encodeMessageHeader(NewestMessageFormat, kindSuspicion), "b"), 2, 1, 9, 0))
 	f.Add([]byte{NewestMessageFormat, kindBeacon, 2, 1, 0, 0})
 	f.Add([]byte{NewestMessageFormat, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+	claim.FormerHolders = manyFormerHolders
+	f.Add(appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), []Claim{claim, claim}))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		m := NewMachine("a", 1, DefaultTiming(), testStart)
 		members := []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2}}
@@ -55,6 +57,11 @@ func FuzzReceivedMessages(f *testing.F) {
 		for _, e := range effects {
 			if h, ok := e.(HoldAddress); ok {
 				t.Errorf("the machine holds %v", h.Binding)
+			}
+		}
+		for _, c := range m.KnownClaims() {
+			if n := c.FormerHolders; len(n) > maxFormerHolders || len(deduplicateFormerHolders(n, c.Holder)) != len(n) {
+				t.Errorf("%s has the former holders %q of %q", c.Address, n, c.Holder)
 			}
 		}
 		if !bytes.Equal(before, payload) {

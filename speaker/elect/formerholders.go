@@ -14,12 +14,22 @@ const maxFormerHolders = 8
 // listFormerHolders returns the former holders of an address that self claims after the given
 // claim. A holder that did not live any more has lost its connections.
 func listFormerHolders(before Claim, self string, isHolderAlive bool) []string {
-	var out []string
-	if before.Epoch > 0 && isHolderAlive && before.Holder != self {
-		out = append(out, before.Holder)
+	nodes := before.FormerHolders
+	if before.Epoch > 0 && isHolderAlive {
+		nodes = append([]string{before.Holder}, nodes...)
 	}
-	for _, n := range before.FormerHolders {
-		if n != self && !slices.Contains(out, n) && len(out) < maxFormerHolders {
+	return deduplicateFormerHolders(nodes, self)
+}
+
+// deduplicateFormerHolders returns each of the nodes once and without the holder, and no more than
+// a claim may have.
+func deduplicateFormerHolders(nodes []string, holder string) []string {
+	var out []string
+	for _, n := range nodes {
+		if len(out) == maxFormerHolders {
+			break
+		}
+		if n != holder && !slices.Contains(out, n) {
 			out = append(out, n)
 		}
 	}
@@ -32,5 +42,6 @@ func addFormerHolders(m *Machine, a *addressState, formerHolders []string) {
 	if len(formerHolders) > 0 && len(a.highestKnownClaim.FormerHolders) == 0 {
 		a.highestKnownClaim.FormerHolders = formerHolders
 		m.claimHashBuckets[claimBucketIndex(a.ip)].encodedClaims = nil
+		m.claimsVersion.lateFormerHoldersCount++
 	}
 }

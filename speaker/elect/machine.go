@@ -37,7 +37,7 @@ type Machine struct {
 	addressesToAcquire        map[*addressState]struct{}
 	scheduledAddresses        addressWorkSchedule
 	claimHashBuckets          claimHashBuckets
-	claimsDigest              uint64 // XOR of the buckets' digests
+	claimsVersion             ClaimsVersion
 	addressGroupsByCandidates sameCandidatesGroups
 	addressesWithOrphanClaim  map[*addressState]struct{}
 	// when forgetAddressesWithoutCandidates last examined a bucket
@@ -115,7 +115,7 @@ type stepContext struct {
 
 func (m *Machine) stepContext() stepContext {
 	return stepContext{
-		now: m.now, timing: &m.timing, members: &m.membership, runNonce: m.runNonce, claimsDigest: m.claimsDigest, isHandingOverAll: m.shutdownHandoverRequested,
+		now: m.now, timing: &m.timing, members: &m.membership, runNonce: m.runNonce, claimsDigest: m.claimsVersion.digest, isHandingOverAll: m.shutdownHandoverRequested,
 		ownStepDelay: m.liveness.ownStepDelay.currentDelay(m.now),
 	}
 }

@@ -1,6 +1,9 @@
 package elect
 
-import "slices"
+import (
+	"net/netip"
+	"slices"
+)
 
 // outbox collects the effects of one step, and the new claims that later beacons repeat. Call
 // beginStep before a step and orderedEffects after it.
@@ -10,7 +13,7 @@ type outbox struct {
 	claimsToBroadcast []Claim // claims for all members
 	// their addresses: the repetitions start after this step
 	addressesOfNewClaims     []*addressState
-	claimsByBatch            map[claimBatchKey][]Claim
+	claimsByBatch            map[claimBatchKey]*claimBatch
 	claimBatchOrder          []claimBatchKey // order of claimsByBatch
 	urgentMessages           []SendMessage   // urgent ones
 	normalPriorityMessages   []SendMessage   // claims for one member
@@ -27,6 +30,12 @@ type outbox struct {
 type claimBatchKey struct {
 	kind     byte
 	receiver string
+}
+
+// claimBatch are claims that share messages, one for each address.
+type claimBatch struct {
+	claims         []Claim
+	indexByAddress map[netip.Addr]int // in claims
 }
 
 // claimRepeatCount is how often a new claim is repeated, with the next beacons. A lost datagram
@@ -56,7 +65,7 @@ func (o *outbox) orderedEffects(members []string) []Effect {
 	}
 	o.sendClaims(o.claimsToBroadcast, members)
 	for _, b := range o.claimBatchOrder {
-		for chunk := range slices.Chunk(o.claimsByBatch[b], maxClaimsPerMessage) {
+		for chunk := range slices.Chunk(o.claimsByBatch[b].claims, maxClaimsPerMessage) {
 			o.queueNormalPriorityMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
 		}
 	}
@@ -111,16 +120,25 @@ func (o *outbox) sendClaims(claims []Claim, members []string) {
 	}
 }
 
-// queueClaim adds a claim to the messages for one member. Claims of one step share messages.
+// queueClaim adds a claim to the messages for one member. Claims of one step share messages. Of
+// several claims to one address only the highest is sent.
 func (o *outbox) queueClaim(kind byte, to string, c Claim) {
 	b := claimBatchKey{kind, to}
 	if o.claimsByBatch == nil {
-		o.claimsByBatch = map[claimBatchKey][]Claim{}
+		o.claimsByBatch = map[claimBatchKey]*claimBatch{}
 	}
-	if len(o.claimsByBatch[b]) == 0 {
+	batch := o.claimsByBatch[b]
+	if batch == nil {
+		batch = &claimBatch{indexByAddress: map[netip.Addr]int{}}
+		o.claimsByBatch[b] = batch
 		o.claimBatchOrder = append(o.claimBatchOrder, b)
 	}
-	o.claimsByBatch[b] = append(o.claimsByBatch[b], c)
+	if i, isQueued := batch.indexByAddress[c.Address]; !isQueued {
+		batch.indexByAddress[c.Address] = len(batch.claims)
+		batch.claims = append(batch.claims, c)
+	} else if c.supersedes(batch.claims[i]) {
+		batch.claims[i] = c
+	}
 }
 
 // repeatAnnouncements announces all the addresses again.

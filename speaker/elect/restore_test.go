@@ -32,12 +32,12 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 	held := Claim{Address: firstIP, Holder: "b", Nonce: 2, Epoch: 5}
 	released := Claim{Address: secondIP, Holder: "c", Nonce: 3, Epoch: 7, Released: true}
 	m := NewMachine("a", 1, DefaultTiming(), testStart)
-	empty := m.ClaimsDigest()
+	empty := m.ClaimsVersion()
 	m.Step(testStart, ClaimsRestored{[]Claim{released, held, {Address: netip.MustParseAddr("192.0.2.3"), Holder: "b"}}})
 	checkKnownClaims(t, "the restored claims, in order and without the one of no epoch", m, held, released)
-	full := m.ClaimsDigest()
+	full := m.ClaimsVersion()
 	if full == empty {
-		t.Error("the digest does not change with the claims")
+		t.Error("the version does not change with the claims")
 	}
 	if !m.IsClaimed(firstIP) || m.IsClaimed(secondIP) || m.IsClaimed(netip.MustParseAddr("192.0.2.9")) {
 		t.Error("claimed is what a node claims and has not released")
@@ -60,7 +60,7 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 
 	next := NewMachine("a", 4, DefaultTiming(), testStart)
 	next.Step(testStart, ClaimsRestored{m.KnownClaims()})
-	if next.ClaimsDigest() != m.ClaimsDigest() || !bytes.Equal(next.EncodeAllClaims(), m.EncodeAllClaims()) {
+	if next.ClaimsVersion() != m.ClaimsVersion() || !bytes.Equal(next.EncodeAllClaims(), m.EncodeAllClaims()) {
 		t.Error("the next process has other claims than its checkpoint")
 	}
 }
@@ -248,8 +248,8 @@ func TestClaimWithoutCandidatesIsForgottenAfterTimeout(t *testing.T) {
 	}
 	pass(claimWithoutCandidatesTimeout + 2*claimBucketCount*time.Second)
 	checkKnownClaims(t, "after the retention timeout", s.Machine)
-	if s.ClaimsDigest() != NewMachine("a", 1, DefaultTiming(), testStart).ClaimsDigest() {
-		t.Error("the digest still contains the forgotten claims")
+	if s.ClaimsVersion() != NewMachine("a", 1, DefaultTiming(), testStart).ClaimsVersion() {
+		t.Error("the version still contains the forgotten claims")
 	}
 	if got := s.Holders(); len(got) > 0 {
 		t.Errorf("the holders are %+v", got)
