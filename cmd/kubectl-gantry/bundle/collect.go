@@ -306,10 +306,8 @@ func (c *collector) isWithoutBGP() bool {
 		if !ok || d.Namespace != c.GantryNamespace || d.Labels[names.LabelComponent] != names.ComponentSpeaker {
 			continue
 		}
-		for i := range d.Spec.Template.Spec.Containers {
-			if slices.Contains(d.Spec.Template.Spec.Containers[i].Args, "--bgp=disabled") {
-				return true
-			}
+		if objects.ReadFlagOfPodSpec(&d.Spec.Template.Spec, "bgp") == "disabled" {
+			return true
 		}
 	}
 	return false

@@ -162,7 +162,7 @@ const (
 // keptFlags are the flags of Gantry's and other programs whose values say what they serve.
 var keptFlags = []string{
 	"load-balancer-class", "lb-class", "bgp", "ignore-exclude-lb", "namespace", "leader-elect", "webhook-mode", "metrics-bind-address",
-	"health-probe-bind-address", "routes-bind-address", "around-dead-nodes", "gossip-bind-port", "gossip-key-file", "log-level", "metrics-protocol", "services",
+	"health-probe-bind-address", "routes-bind-address", "around-dead-nodes", "keep-connections", "gossip-bind-port", "gossip-key-file", "log-level", "metrics-protocol", "services",
 }
 
 func isKeptFlag(name string) bool { return slices.Contains(keptFlags, name) }

@@ -94,7 +94,7 @@ spec:
       containers:
       - name: speaker
         command: [/speaker, --load-balancer-class=KEPT-class, --bgp, KEPT-bgp, --token=PLANTED, --password, PLANTED, PLANTED]
-        env: [{name: GANTRY_LB_CLASS, value: KEPT-env}, {name: GANTRY_TOKEN, value: PLANTED}, {name: PASSWORD, value: PLANTED}]
+        env: [{name: GANTRY_LB_CLASS, value: KEPT-env}, {name: GANTRY_KEEP_CONNECTIONS, value: KEPT-switch}, {name: GANTRY_TOKEN, value: PLANTED}, {name: PASSWORD, value: PLANTED}]
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -144,7 +144,7 @@ status: {node: KEPT-speaker}
 // keptTexts are what the bundle must have.
 var keptTexts = []string{
 	"KEPT-lift", "KEPT-label", "KEPT-pool", "KEPT-misspelt", "KEPT-manager", "f:KEPT-ingress", "KEPT-node", "KEPT-rack", "KEPT-drain", "KEPT-team", "KEPT-account",
-	"--load-balancer-class=KEPT-class", "--bgp=KEPT-bgp", "KEPT-env", "KEPT-podnode", "KEPT-reason", "KEPT-event", "mode: KEPT-mode", "strictARP: true", "KEPT-webhook", "KEPT-speaker", "restartCount",
+	"--load-balancer-class=KEPT-class", "--bgp=KEPT-bgp", "KEPT-env", "KEPT-switch", "KEPT-podnode", "KEPT-reason", "KEPT-event", "mode: KEPT-mode", "strictARP: true", "KEPT-webhook", "KEPT-speaker", "restartCount",
 }
 
 // newFakeAPI returns an API server in memory with the objects of manifests.
@@ -265,6 +265,36 @@ func TestTextsThatLookLikeSecretsAreRemoved(t *testing.T) {
 	} {
 		if got := redactText(text); got != want {
 			t.Errorf("%q becomes %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestSpeakersWithoutBGPAreNotAskedForRoutes switches BGP off by an argument, and by a variable as
+// the chart does.
+func TestSpeakersWithoutBGPAreNotAskedForRoutes(t *testing.T) {
+	const speaker = `
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: gantry-speaker, namespace: metallb-system, labels: {app.kubernetes.io/name: gantry, app.kubernetes.io/component: speaker}}
+spec: {template: {spec: {containers: [{name: speaker, %}]}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: gantry-speaker-1, namespace: metallb-system, labels: {app.kubernetes.io/name: gantry, app.kubernetes.io/component: speaker}}
+spec: {nodeName: node1, containers: [{name: speaker}]}
+status: {phase: Running}
+`
+	for container, wantAsked := range map[string]bool{
+		"args: []": true, "args: [--bgp=enabled]": true, "args: [--bgp=disabled]": false, "env: [{name: GANTRY_BGP, value: disabled}]": false,
+	} {
+		api, _ := newFakeAPI(t, strings.Replace(speaker, "%", container, 1))
+		collection, isAsked := collectionFrom(api), false
+		collection.FetchRoutePage = func(context.Context, string) ([]byte, error) {
+			isAsked = true
+			return nil, nil
+		}
+		if _, err := Collect(t.Context(), collection); err != nil || isAsked != wantAsked {
+			t.Errorf("%s: %v, the speaker is asked: %t, want %t", container, err, isAsked, wantAsked)
 		}
 	}
 }

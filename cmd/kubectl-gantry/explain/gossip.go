@@ -10,6 +10,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 )
 
 // failedGossipCondition returns the condition of a speaker that cannot exchange gossip with another
@@ -67,7 +68,7 @@ func (e *Explainer) explainGossipKeyMismatch() names.Explanation {
 	}
 	text += fmt.Sprintf(": let all use the entry %q of Secret %s/%s", names.GossipKeySecretEntry, e.gantryNamespace, names.GossipSecret)
 	if d := e.installation.speakerDaemonSet; d != nil {
-		if file := ReadFlagOfPodSpec(&d.Spec.Template.Spec, "gossip-key-file"); file != "" {
+		if file := objects.ReadFlagOfPodSpec(&d.Spec.Template.Spec, "gossip-key-file"); file != "" {
 			text += fmt.Sprintf("; DaemonSet %s lets each read its key from the file %s (--gossip-key-file)", d.Name, file)
 		}
 	}

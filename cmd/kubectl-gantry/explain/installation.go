@@ -5,13 +5,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -101,9 +98,9 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		out.speakerStatusByNode[s.Name] = &s.Status
 	}
 	if out.controllerDeployment != nil {
-		out.loadBalancerClass = ReadFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
-		out.isWithoutBGP = ReadFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
-		out.ignoresExcludeLabel = IsSwitchOfPodSpecOn(&out.controllerDeployment.Spec.Template.Spec, "ignore-exclude-lb")
+		out.loadBalancerClass = objects.ReadFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
+		out.isWithoutBGP = objects.ReadFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
+		out.ignoresExcludeLabel = objects.IsSwitchOfPodSpecOn(&out.controllerDeployment.Spec.Template.Spec, "ignore-exclude-lb")
 	}
 	if !e.objectReader.LacksRightToListIn("leases.coordination.k8s.io", e.gantryNamespace) && !e.objectReader.LacksRightToListIn("deployments.apps", e.gantryNamespace) {
 		out.controllerFault.Explanation = out.explainNoLeadingController(e.now(), e.gantryNamespace)
@@ -145,41 +142,6 @@ func (e *Explainer) configurationScope() configuration.ConfigurationScope {
 func hasComponentLabels(l map[string]string, component string) bool {
 	want := labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: component}
 	return labels.SelectorFromSet(want).Matches(labels.Set(l))
-}
-
-// ReadFlagOfPodSpec returns the value of a flag of a program in a Pod: from its arguments, or from
-// the environment variable of the same name.
-func ReadFlagOfPodSpec(p *corev1.PodSpec, flag string) string {
-	variable := "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
-	for i := range p.Containers {
-		c := &p.Containers[i]
-		all := slices.Concat(c.Command, c.Args)
-		for j, a := range all {
-			if value, ok := strings.CutPrefix(a, "--"+flag+"="); ok {
-				return value
-			}
-			if a == "--"+flag && j+1 < len(all) {
-				return all[j+1]
-			}
-		}
-		for _, v := range c.Env {
-			if v.Name == variable {
-				return v.Value
-			}
-		}
-	}
-	return ""
-}
-
-// IsSwitchOfPodSpecOn reports whether a flag that needs no value is set.
-func IsSwitchOfPodSpecOn(p *corev1.PodSpec, flag string) bool {
-	for i := range p.Containers {
-		if c := &p.Containers[i]; slices.Contains(c.Command, "--"+flag) || slices.Contains(c.Args, "--"+flag) {
-			return true
-		}
-	}
-	isOn, err := strconv.ParseBool(ReadFlagOfPodSpec(p, flag))
-	return err == nil && isOn
 }
 
 // explainNoLeadingController says why no controller works.

@@ -148,9 +148,9 @@ func (e *Explainer) explainRival(ctx context.Context) (cause, error) {
 		isOwn := w.key.Namespace == e.gantryNamespace
 		switch {
 		case !w.isRunning:
-		case w.isMetalLB() && ReadFlagOfPodSpec(w.podSpec, "lb-class") == e.installation.loadBalancerClass:
+		case w.isMetalLB() && objects.ReadFlagOfPodSpec(w.podSpec, "lb-class") == e.installation.loadBalancerClass:
 			return newCauseOfWorkload(w, names.ReasonOtherController, "MetalLB (%s) runs beside Gantry, and both serve the same Services: uninstall one of them", w.describe(e.gantryNamespace)), nil
-		case !isOwn && hasComponentLabels(w.labels, names.ComponentController) && ReadFlagOfPodSpec(w.podSpec, "load-balancer-class") == e.installation.loadBalancerClass:
+		case !isOwn && hasComponentLabels(w.labels, names.ComponentController) && objects.ReadFlagOfPodSpec(w.podSpec, "load-balancer-class") == e.installation.loadBalancerClass:
 			return newCauseOfWorkload(w, names.ReasonOtherController, "another Gantry is in namespace %s, and its %s %s serves the same Services: uninstall one of them, or give each one its own --load-balancer-class", w.key.Namespace, w.kind, w.key.Name), nil
 		}
 	}

@@ -158,12 +158,12 @@ func (c *Cluster) readWorkloads(ctx context.Context, from *objects.Reader) error
 		all = append(all, workload{"daemonset", &d.ObjectMeta, &d.Spec.Template.Spec})
 		if d.Namespace == c.Namespace && d.Labels[names.LabelAppName] == names.AppName && d.Labels[names.LabelComponent] == names.ComponentSpeaker {
 			c.IsInstalled, c.speakerDaemonSet = true, d
-			c.Needs.AroundDeadNodes = explain.IsSwitchOfPodSpecOn(&d.Spec.Template.Spec, "around-dead-nodes")
+			c.Needs.AroundDeadNodes = objects.IsSwitchOfPodSpecOn(&d.Spec.Template.Spec, "around-dead-nodes")
 		}
 	}
 	class := ""
 	if c.speakerDaemonSet != nil {
-		class = explain.ReadFlagOfPodSpec(&c.speakerDaemonSet.Spec.Template.Spec, "load-balancer-class")
+		class = objects.ReadFlagOfPodSpec(&c.speakerDaemonSet.Spec.Template.Spec, "load-balancer-class")
 	}
 	for _, w := range all {
 		if r, isRival := findRival(w, c.Namespace, class); isRival {

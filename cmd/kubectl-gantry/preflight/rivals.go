@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/explain"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 )
 
 // workload is a Deployment or DaemonSet.
@@ -55,7 +55,7 @@ func findRival(w workload, gantryNamespace, class string) (Rival, bool) {
 	switch {
 	case w.isCalled("metallb"):
 		out.Program, out.Mend = "MetalLB", remove
-		return out, explain.ReadFlagOfPodSpec(w.spec, "lb-class") == class
+		return out, objects.ReadFlagOfPodSpec(w.spec, "lb-class") == class
 	case strings.HasPrefix(w.meta.Name, serviceLBPrefix):
 		out.Program, out.Mend = "ServiceLB of k3s", "start the servers of k3s with --disable servicelb"
 		return out, class == ""
@@ -73,7 +73,7 @@ func findRival(w workload, gantryNamespace, class string) (Rival, bool) {
 		return out, class == ""
 	case w.meta.Labels[names.LabelAppName] == names.AppName && w.meta.Labels[names.LabelComponent] == names.ComponentController && w.meta.Namespace != gantryNamespace:
 		out.Program, out.Mend = "another Gantry", remove
-		return out, explain.ReadFlagOfPodSpec(w.spec, "load-balancer-class") == class
+		return out, objects.ReadFlagOfPodSpec(w.spec, "load-balancer-class") == class
 	}
 	return Rival{}, false
 }

@@ -123,7 +123,8 @@ func readTarget(ctx context.Context, from *objects.Reader, key client.ObjectKey,
 	return out, out.readHolders(ctx, from, gantryNamespace)
 }
 
-// readHolders reads which node answers for which address.
+// readHolders reads which node answers for which address. Reports of dead nodes are of the time
+// before their death.
 func (t *target) readHolders(ctx context.Context, from *objects.Reader, gantryNamespace string) error {
 	var reports v1beta1.ServiceL2StatusList
 	var speakers v1alpha1.SpeakerStatusList
@@ -133,9 +134,13 @@ func (t *target) readHolders(ctx context.Context, from *objects.Reader, gantryNa
 	if err := from.List(ctx, &speakers, client.InNamespace(gantryNamespace)); err != nil {
 		return err
 	}
+	deadNodes := map[string]bool{}
+	for i := range speakers.Items {
+		deadNodes[speakers.Items[i].Name] = speakers.Items[i].Status.WasFoundDead()
+	}
 	for i := range reports.Items {
 		r := &reports.Items[i].Status
-		if r.Gantry == nil {
+		if r.Gantry == nil || deadNodes[r.Node] {
 			continue
 		}
 		for _, text := range r.Gantry.Addresses {
