@@ -41,12 +41,16 @@ func runWithArguments(ctx context.Context, args []string) error {
 	if isPreflight {
 		args = args[1:]
 	}
+	isBesideSpeaker := isPreflight && len(args) > 0 && args[0] == nodefacts.BesideSpeakerArgument
+	if isBesideSpeaker {
+		args = args[1:]
+	}
 	o, err := options.ParseOptions(args, option.LookupProcessEnvironmentVariable)
 	switch {
 	case err != nil:
 		return err
 	case isPreflight:
-		return preflight.ServeFacts(ctx, o.NodeName, time.Now)
+		return preflight.ServeFacts(ctx, preflight.Options{NodeName: o.NodeName, IsBesideSpeaker: isBesideSpeaker, Now: time.Now})
 	}
 	return runSpeakerWithLogging(ctx, o)
 }

@@ -11,6 +11,9 @@ import (
 const (
 	// Subcommand is the argument with which the speaker only serves the facts.
 	Subcommand = "preflight-facts"
+	// BesideSpeakerArgument follows Subcommand where a speaker is installed: the port of the gossip
+	// is its own, also while it restarts.
+	BesideSpeakerArgument = "beside-speaker"
 	// PagePort is the port of the pages. They are served on 127.0.0.1 only.
 	PagePort = 7476
 	// FactsPagePath is the path of the page with the Facts of the node.
@@ -40,10 +43,12 @@ type Facts struct {
 	Links []Link    `json:"links,omitempty"`
 	// Proxy is kube-proxy.
 	Proxy ServiceProxy `json:"proxy"`
-	// RawSockets, TCPMD5 and PacketRules are what a speaker with the same rights could do.
-	RawSockets  Attempt `json:"rawSockets"`
-	TCPMD5      Attempt `json:"tcpMD5"`
-	PacketRules Attempt `json:"packetRules"`
+	// RawSockets, TCPMD5, PacketRules and ForwardingRules are what a speaker with the same rights
+	// could do. The last ones are the packet rules that keep connections.
+	RawSockets      Attempt `json:"rawSockets"`
+	TCPMD5          Attempt `json:"tcpMD5"`
+	PacketRules     Attempt `json:"packetRules"`
+	ForwardingRules Attempt `json:"forwardingRules"`
 	// UsedPorts are those of Gantry's ports on which another program already waits.
 	UsedPorts []UsedPort `json:"usedPorts,omitempty"`
 	// DoesNotForward is set if the kernel forwards no IPv4 packets.

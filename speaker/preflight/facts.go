@@ -24,11 +24,13 @@ import (
 
 // readFacts reads the facts of this node, but for its name and ports.
 func readFacts(ctx context.Context, now func() time.Time) nodefacts.Facts {
+	rules := packetrules.NewWriter(now)
 	return nodefacts.Facts{
 		Time: now(), Links: readLinks(), Proxy: readServiceProxy(ctx),
-		RawSockets: nodefacts.NewAttempt(openRawSocket()), TCPMD5: nodefacts.NewAttempt(setTCPMD5Key()), PacketRules: nodefacts.NewAttempt(packetrules.NewWriter(now).CheckKernel()),
-		DoesNotForward: readSetting("ipv4/ip_forward") == 0,
-		HasIPv6:        hasIPv6("all"),
+		RawSockets: nodefacts.NewAttempt(openRawSocket()), TCPMD5: nodefacts.NewAttempt(setTCPMD5Key()), PacketRules: nodefacts.NewAttempt(rules.CheckKernel()),
+		ForwardingRules: nodefacts.NewAttempt(rules.CheckKernelForwards()),
+		DoesNotForward:  readSetting("ipv4/ip_forward") == 0,
+		HasIPv6:         hasIPv6("all"),
 	}
 }
 

@@ -42,15 +42,7 @@ func TestNodesAnswerEachOther(t *testing.T) {
 	if used := readUsedPorts(); len(used) > 0 {
 		t.Skipf("the ports are in use: %v", used)
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- ServeFacts(ctx, "node1", time.Now) }()
-	defer func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}()
+	defer serveTestFacts(t, Options{NodeName: "node1", Now: time.Now})()
 	var facts nodefacts.Facts
 	fetchJSON(t, nodefacts.FactsPagePath, &facts)
 	if facts.Node != "node1" || len(facts.UsedPorts) > 0 {
@@ -60,6 +52,34 @@ func TestNodesAnswerEachOther(t *testing.T) {
 	fetchJSON(t, nodefacts.PathsPagePath+"?"+nodefacts.PathsParameter+"=127.0.0.1", &paths)
 	if len(paths) != 1 || paths[0].To != netip.MustParseAddr("127.0.0.1") || !paths[0].TCP.Succeeded || !paths[0].UDP.Succeeded {
 		t.Errorf("the paths are %+v", paths)
+	}
+}
+
+// TestPortOfSpeakerStaysFree serves the facts beside a speaker that restarts.
+func TestPortOfSpeakerStaysFree(t *testing.T) {
+	if used := readUsedPorts(); len(used) > 0 {
+		t.Skipf("the ports are in use: %v", used)
+	}
+	defer serveTestFacts(t, Options{NodeName: "node1", IsBesideSpeaker: true, Now: time.Now})()
+	fetchJSON(t, nodefacts.FactsPagePath, &nodefacts.Facts{})
+	speaker, err := net.Listen("tcp", net.JoinHostPort("", fmt.Sprint(nodefacts.GossipPort)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = speaker.Close()
+}
+
+// serveTestFacts serves the facts until the function that it returns is called.
+func serveTestFacts(t *testing.T, o Options) func() {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- ServeFacts(ctx, o) }()
+	return func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

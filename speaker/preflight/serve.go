@@ -27,18 +27,30 @@ const (
 	maxPathsPerRequest = 1000
 )
 
+// Options say which node serves its facts.
+type Options struct {
+	NodeName string
+	// IsBesideSpeaker is set if a speaker is installed on the node. The port of the gossip is its
+	// own, also while it restarts.
+	IsBesideSpeaker bool
+	// Now returns the time of the node.
+	Now func() time.Time
+}
+
 // ServeFacts serves the facts of this node until ctx ends. Meanwhile it answers the other nodes on
-// the port of the gossip, if that is free.
-func ServeFacts(ctx context.Context, nodeName string, now func() time.Time) error {
+// the port of the gossip, if that is free and does not belong to a speaker of the node. It returns
+// an error if it cannot serve on nodefacts.PagePort.
+func ServeFacts(ctx context.Context, o Options) error {
 	used := readUsedPorts() // before its own are among them
-	answering, err := answerOnGossipPort(ctx)
-	if err == nil {
-		defer answering.Wait()
+	if !o.IsBesideSpeaker {
+		if answering, err := answerOnGossipPort(ctx); err == nil {
+			defer answering.Wait()
+		}
 	}
 	pages := http.NewServeMux()
 	pages.HandleFunc(nodefacts.FactsPagePath, func(w http.ResponseWriter, r *http.Request) {
-		facts := readFacts(r.Context(), now)
-		facts.Node, facts.UsedPorts = nodeName, used
+		facts := readFacts(r.Context(), o.Now)
+		facts.Node, facts.UsedPorts = o.NodeName, used
 		writePage(w, facts)
 	})
 	pages.HandleFunc(nodefacts.PathsPagePath, func(w http.ResponseWriter, r *http.Request) {

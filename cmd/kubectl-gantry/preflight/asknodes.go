@@ -119,11 +119,12 @@ func (c *Cluster) newDaemonSet(image, namespace string) *appsv1.DaemonSet {
 	if c.speakerDaemonSet != nil {
 		speaker := &c.speakerDaemonSet.Spec.Template.Spec
 		spec.ImagePullSecrets = speaker.ImagePullSecrets
+		container.Command = append(container.Command, nodefacts.BesideSpeakerArgument)
 		if image == "" && len(speaker.Containers) > 0 {
 			container.Image, container.ImagePullPolicy = speaker.Containers[0].Image, speaker.Containers[0].ImagePullPolicy
 		}
 	}
-	if c.Needs.AroundDeadNodes {
+	if c.Needs.AroundDeadNodes || c.Needs.KeepConnections {
 		container.SecurityContext.Capabilities.Add = append(container.SecurityContext.Capabilities.Add, "NET_ADMIN")
 	}
 	spec.Containers = []corev1.Container{container}
@@ -277,7 +278,7 @@ func (n *Needs) AddNeeds(parts []string) error {
 		case "passwords":
 			n.Passwords = true
 		case "continuity":
-			n.AroundDeadNodes = true
+			n.AroundDeadNodes, n.KeepConnections = true, true
 		default:
 			return fmt.Errorf("unknown part %q: the parts are bgp, bfd, ipv6, passwords and continuity", p)
 		}

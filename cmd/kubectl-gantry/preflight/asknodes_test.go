@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -125,5 +126,30 @@ func TestNodesThatDoNotAnswerAreNamed(t *testing.T) {
 func TestNodesAreNotAskedWithoutImage(t *testing.T) {
 	if err := new(Cluster).AskNodes(t.Context(), NodeQuestions{}); !errors.Is(err, ErrNoImage) {
 		t.Errorf("it says %v", err)
+	}
+}
+
+// TestPodsBesideSpeakersLeaveTheirPortAlone looks at the Pods before and after an installation.
+func TestPodsBesideSpeakersLeaveTheirPortAlone(t *testing.T) {
+	speakers := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Name: "gantry-speaker", Namespace: "metallb-system", Labels: map[string]string{"app.kubernetes.io/name": "gantry", "app.kubernetes.io/component": "speaker"}}}
+	speakers.Spec.Template.Spec.Containers = []corev1.Container{{Name: "speaker", Image: "gantry", Env: []corev1.EnvVar{{Name: "GANTRY_KEEP_CONNECTIONS", Value: "true"}}}}
+	for _, isInstalled := range []bool{false, true} {
+		api := newClusterAPI(t)
+		if isInstalled {
+			if err := api.Create(t.Context(), speakers); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err := ReadCluster(t.Context(), objects.NewReader(api, explain.LabelsFuncByIndex), "metallb-system")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pod := c.newDaemonSet("gantry", "metallb-system").Spec.Template.Spec.Containers[0]
+		if slices.Contains(pod.Command, nodefacts.BesideSpeakerArgument) != isInstalled {
+			t.Errorf("installed: %t, and the command is %q", isInstalled, pod.Command)
+		}
+		if slices.Contains(pod.SecurityContext.Capabilities.Add, "NET_ADMIN") != isInstalled {
+			t.Errorf("keep-connections: %t, and the capabilities are %v", isInstalled, pod.SecurityContext.Capabilities.Add)
+		}
 	}
 }

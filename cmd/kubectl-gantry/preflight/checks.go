@@ -63,7 +63,7 @@ func checks() []check {
 			return slices.ContainsFunc(f.Nodes, func(n Node) bool { return n.ClockAhead != nil })
 		}, find: findClocks},
 		{name: "TCP MD5", breaks: "BGP sessions with a password are not established", page: "bgp.md#a-peer", reason: names.ReasonNodeSetting, canAnswer: hasAskedNodes, find: findTCPMD5},
-		{name: "packet rules", breaks: "new connections go to a dead node until Kubernetes notices", page: "continuity.md#switch-it-on", reason: names.ReasonPacketRulesRefused, canAnswer: hasKnownNodes, find: findPacketRules},
+		{name: "packet rules", breaks: "new connections go to a dead node until Kubernetes notices, or open ones break when their address moves", page: "continuity.md#switch-it-on", reason: names.ReasonPacketRulesRefused, canAnswer: hasKnownNodes, find: findPacketRules},
 	}
 }
 

@@ -128,6 +128,9 @@ var nodeFaults = []faultCase{
 	{"no NET_ADMIN for continuity", healthyFacts, func(f *Facts) {
 		f.Needs.AroundDeadNodes, f.Nodes[0].Asked.PacketRules = true, nodefacts.Attempt{Failure: "operation not permitted"}
 	}, "packet rules", []string{"node1: the kernel refuses packet rules: operation not permitted"}, "NET_ADMIN"},
+	{"no module for kept connections", healthyFacts, func(f *Facts) {
+		f.Needs.KeepConnections, f.Nodes[0].Asked.ForwardingRules = true, nodefacts.Attempt{Failure: "no such file"}
+	}, "packet rules", []string{"node1: the kernel refuses packet rules that keep connections: no such file"}, "nft_dup_ipv4"},
 	{"a node says nothing", healthyFacts, func(f *Facts) { f.Nodes[1].Asked, f.Nodes[1].NotAsked = nil, "it has no Pod" }, "nodes", []string{"node2: the Pod of the preflight says nothing: it has no Pod"}, "kubectl get pods"},
 }
 
@@ -148,6 +151,9 @@ var clusterFaults = []faultCase{
 	{"a speaker cannot steer", installedFacts, func(f *Facts) {
 		f.Needs.AroundDeadNodes, f.Nodes[0].Speaker.SteeringText = true, "the kernel refuses"
 	}, "packet rules", []string{"node1: the kernel refuses"}, "NET_ADMIN"},
+	{"a speaker cannot keep connections", installedFacts, func(f *Facts) {
+		f.Needs.KeepConnections, f.Nodes[0].Speaker.ForwardingText = true, "the kernel lacks a module"
+	}, "packet rules", []string{"node1: the kernel lacks a module"}, "nft_dup_ipv4"},
 	{"a speaker is in another subnet", installedFacts, func(f *Facts) {
 		f.Nodes[2].Speaker.Links[0].Subnets = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 	}, "subnets", []string{"node3: no other node is in its subnet"}, "nodeSelectors"},
@@ -186,6 +192,7 @@ func TestHealthyClusterPassesAllChecks(t *testing.T) {
 	harmless := healthyFacts()
 	harmless.Nodes[0].Asked.UsedPorts = []nodefacts.UsedPort{{Protocol: "TCP", Port: 179}}
 	harmless.Nodes[0].Asked.TCPMD5, harmless.Nodes[0].Asked.PacketRules = nodefacts.Attempt{}, nodefacts.Attempt{}
+	harmless.Nodes[0].Asked.ForwardingRules = nodefacts.Attempt{Failure: "no such file"}
 	harmless.HasNamespace, harmless.PodSecurityLevel = true, privilegedLevel
 	if r := RunChecks(harmless); r.Result != report.ResultWell {
 		t.Errorf("what nobody needs is a fault: %+v", r)

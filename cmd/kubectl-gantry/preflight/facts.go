@@ -54,11 +54,12 @@ type Speaker struct {
 	// Unreachable are nodes with whose speakers it exchanges no gossip. GossipText says why.
 	Unreachable []string
 	GossipText  string
-	// Layer2Text, FitText and SteeringText say why the node cannot answer ARP and NDP, is served
-	// worse than others, and cannot steer connections; empty if all is well.
-	Layer2Text, FitText, SteeringText string
-	UsableLinks                       []string
-	Links                             []SpeakerLink
+	// Layer2Text, FitText, SteeringText and ForwardingText say why the node cannot answer ARP and
+	// NDP, is served worse than others, cannot steer connections, or cannot keep them; empty if all
+	// is well.
+	Layer2Text, FitText, SteeringText, ForwardingText string
+	UsableLinks                                       []string
+	Links                                             []SpeakerLink
 }
 
 // SpeakerLink is a link as a speaker reports it.
@@ -94,7 +95,7 @@ type ProxyConfiguration struct {
 // Needs are the parts of Gantry that are used. Before an installation nothing is known, and all
 // that is not used by default is off.
 type Needs struct {
-	BGP, BFD, IPv6, Passwords, AroundDeadNodes bool
+	BGP, BFD, IPv6, Passwords, AroundDeadNodes, KeepConnections bool
 }
 
 // usableLinks returns the links of a node on which addresses may be announced, as far as the node

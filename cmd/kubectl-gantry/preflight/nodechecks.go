@@ -327,11 +327,18 @@ func findTCPMD5(f *Facts) []finding {
 	return found.findings("boot a kernel with CONFIG_TCP_MD5SIG, and without FIPS mode; or remove the password of the BGPPeer and of the router")
 }
 
-// findPacketRules finds nodes that cannot steer connections, if they should.
+// findPacketRules finds nodes that cannot steer connections, or cannot keep them, if they should.
 func findPacketRules(f *Facts) []finding {
 	found := nodesByText{}
 	for i := range f.Nodes {
 		n := &f.Nodes[i]
+		switch {
+		case !f.Needs.KeepConnections:
+		case n.Speaker != nil && n.Speaker.ForwardingText != "":
+			found.add(n.Name, "%s", n.Speaker.ForwardingText)
+		case n.Speaker == nil && n.Asked != nil && n.Asked.ForwardingRules.Failure != "":
+			found.add(n.Name, "the kernel refuses packet rules that keep connections: %s", n.Asked.ForwardingRules.Failure)
+		}
 		switch {
 		case !f.Needs.AroundDeadNodes:
 		case n.Speaker != nil && n.Speaker.SteeringText != "":
@@ -340,5 +347,5 @@ func findPacketRules(f *Facts) []finding {
 			found.add(n.Name, "the kernel refuses packet rules: %s", n.Asked.PacketRules.Failure)
 		}
 	}
-	return found.findings("give the speaker the capability NET_ADMIN (config/continuity), and load the kernel module nf_tables")
+	return found.findings("give the speaker the capability NET_ADMIN (config/continuity), and load the kernel module nf_tables, for --keep-connections also nft_dup_ipv4 and nft_dup_ipv6")
 }

@@ -94,6 +94,7 @@ func newSpeaker(s *v1alpha1.SpeakerStatusStatus) *Speaker {
 	out := &Speaker{
 		IsReady: !s.WasFoundDead(), Unreachable: s.Unreachable, UsableLinks: s.UsableLinks,
 		GossipText: failure(names.ConditionGossipComplete), Layer2Text: failure(names.ConditionLayer2Usable), FitText: failure(names.ConditionNodeFit), SteeringText: failure(names.ConditionSteersAroundDeadNodes),
+		ForwardingText: failure(names.ConditionKeepsConnections),
 	}
 	for i := range s.Links {
 		l := &s.Links[i]
@@ -159,6 +160,7 @@ func (c *Cluster) readWorkloads(ctx context.Context, from *objects.Reader) error
 		if d.Namespace == c.Namespace && d.Labels[names.LabelAppName] == names.AppName && d.Labels[names.LabelComponent] == names.ComponentSpeaker {
 			c.IsInstalled, c.speakerDaemonSet = true, d
 			c.Needs.AroundDeadNodes = objects.IsSwitchOfPodSpecOn(&d.Spec.Template.Spec, "around-dead-nodes")
+			c.Needs.KeepConnections = objects.IsSwitchOfPodSpecOn(&d.Spec.Template.Spec, "keep-connections")
 		}
 	}
 	class := ""
