@@ -59,6 +59,7 @@ func Decide(in Inputs) intent.Forwarding {
 		for _, l := range in.LinksOf(h.Address) {
 			out.Addresses = append(out.Addresses, intent.ForwardedAddress{
 				Address: h.Address, LinkIndex: l.Index, IsStandby: isStandby,
+				IsEndOfChain:     in.isEndOfChain(h),
 				NextHop:          in.firstReachable(h.Address, l, unknown, mayServe),
 				NextHopOfMembers: in.firstReachable(h.Address, l, fromMembers, mayServe),
 			})
@@ -77,16 +78,22 @@ func Decide(in Inputs) intent.Forwarding {
 	return out
 }
 
-// nodesToAsk returns the nodes that may know a connection, the best first: for packets of clients,
-// and for those that another node has forwarded. While another node holds the address, this node
-// asks the holder first, so that the rules are right from the moment at which it takes the address.
-func nodesToAsk(h elect.Holder, self string, isLeaving bool) (unknown, fromMembers []string, isStandby bool) {
+// orderOf returns the holder and its former holders, newest first, each once.
+func orderOf(h elect.Holder) []string {
 	order := []string{h.Node}
 	for _, n := range h.FormerHolders {
 		if !slices.Contains(order, n) { // two that ask each other would send a packet in a circle
 			order = append(order, n)
 		}
 	}
+	return order
+}
+
+// nodesToAsk returns the nodes that may know a connection, the best first: for packets of clients,
+// and for those that another node has forwarded. While another node holds the address, this node
+// asks the holder first, so that the rules are right from the moment at which it takes the address.
+func nodesToAsk(h elect.Holder, self string, isLeaving bool) (unknown, fromMembers []string, isStandby bool) {
+	order := orderOf(h)
 	i := slices.Index(order, self)
 	switch {
 	case i == 0 && !isLeaving: // nobody is above it: what comes from others went astray
@@ -95,6 +102,14 @@ func nodesToAsk(h elect.Holder, self string, isLeaving bool) (unknown, fromMembe
 		return order, order[i+1:], i > 0
 	}
 	return order, nil, true
+}
+
+// isEndOfChain reports whether this node is the oldest former holder that lives. A holder that
+// leaves counts as one, since the next holder forwards to it.
+func (in *Inputs) isEndOfChain(h elect.Holder) bool {
+	order := orderOf(h)
+	i := slices.Index(order, in.SelfNode)
+	return (i > 0 || i == 0 && in.IsLeaving) && !slices.ContainsFunc(order[i+1:], func(n string) bool { return !in.IsDead(n) })
 }
 
 // firstReachable returns the address on a link of the first of the nodes that may serve; invalid

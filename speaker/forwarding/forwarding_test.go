@@ -56,13 +56,13 @@ func TestDecideForwardsDownwards(t *testing.T) {
 	}{
 		"the holder asks the one before it, and drops what others send":   {"c", "c b a", nil, "b -"},
 		"a former holder asks downwards for others":                       {"b", "c b a", nil, "c a"},
-		"the first holder drops what it does not know":                    {"a", "c b a", nil, "c -"},
+		"the first holder asks nobody for others":                         {"a", "c b a", nil, "c -"},
 		"a node that may take the address is ready":                       {"d", "c b a", nil, "c -"},
 		"back and forth: the holder asks the one between":                 {"a", "a b", nil, "b -"},
 		"back and forth: the one between does not ask the holder":         {"b", "a b", nil, "a -"},
 		"nobody held it before":                                           {"a", "a", nil, "- -"},
 		"a holder that leaves forwards for the next one":                  {"b", "b a", func(in *Inputs) { in.IsLeaving = true }, "a a"},
-		"each former holder twice: the first one drops what others send":  {"b", "c a b a b", nil, "c -"},
+		"each former holder twice: the oldest one asks nobody for others": {"b", "c a b a b", nil, "c -"},
 		"a dead former holder is left out":                                {"c", "c b a", func(in *Inputs) { in.IsDead = func(n string) bool { return n == "b" } }, "a -"},
 		"a dead holder is not asked":                                      {"b", "c b a", func(in *Inputs) { in.IsDead = func(n string) bool { return n == "c" } }, "a a"},
 		"a node that is gone is left out":                                 {"d", "x c", nil, "c -"},
@@ -90,6 +90,33 @@ func TestDecideForwardsDownwards(t *testing.T) {
 			}
 			if want := in.LinksOf(f.Address)[0].Index; f.Address != in.Holders[0].Address || f.LinkIndex != want {
 				t.Errorf("forwarded is %+v, want %s on link %d", f, in.Holders[0].Address, want)
+			}
+		})
+	}
+}
+
+func TestOnlyTheOldestFormerHolderThatLivesIsTheEndOfTheChain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		self string
+		edit func(*Inputs)
+		want bool
+	}{
+		"the holder is not: what comes from others went astray": {"c", nil, false},
+		"a former holder with an older one is not":              {"b", nil, false},
+		"the oldest former holder is":                           {"a", nil, true},
+		"a node that never held the address is not":             {"d", nil, false},
+		"the older one is listed twice":                         {"b", func(in *Inputs) { in.Holders[0].FormerHolders = []string{"a", "b", "a"} }, true},
+		"the older one is dead":                                 {"b", func(in *Inputs) { in.IsDead = func(n string) bool { return n == "a" } }, true},
+		"the older one is not known yet":                        {"b", func(in *Inputs) { in.AddressesByNode = nil }, false},
+		"the holder leaves, and nobody held it before":          {"c", func(in *Inputs) { in.IsLeaving, in.Holders[0].FormerHolders = true, nil }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := inputs(tc.self, "c b a")
+			if tc.edit != nil {
+				tc.edit(&in)
+			}
+			if got := Decide(in).Addresses[0].IsEndOfChain; got != tc.want {
+				t.Errorf("the node is the end of the chain: %t, want %t", got, tc.want)
 			}
 		})
 	}

@@ -22,8 +22,11 @@ type ForwardedAddress struct {
 	// NextHop gets the packets. Without one, kube-proxy does.
 	NextHop netip.Addr
 	// NextHopOfMembers gets those of the packets that another node has forwarded. Without one they
-	// are dropped.
+	// are dropped, or at the end of the chain kube-proxy gets them: its Pods reset the connections.
 	NextHopOfMembers netip.Addr
+	// IsEndOfChain is set if nobody has the connections of packets that another node has forwarded
+	// and that this node does not know.
+	IsEndOfChain bool
 	// IsStandby is set while another node holds the address, so that NextHop is ready when this
 	// node takes it. On the holder, NextHop lasts only as long as packets use it.
 	IsStandby bool

@@ -45,12 +45,15 @@ const (
 	// forwardedAddresses are all addresses. Nothing acts on an address that is not among them, and
 	// no packet renews them: the rules end after the process.
 	forwardedAddresses
+	// strayAddresses are those for which what other nodes forward in vain is dropped. At the end of
+	// the chain kube-proxy gets it.
+	strayAddresses
 	// memberMACs are the Ethernet addresses of the other nodes.
 	memberMACs
 	forwardingRoleCount
 )
 
-var forwardingSetNames = [forwardingRoleCount]string{"next-hops", "next-hops-of-nodes", "active", "active-of-nodes", "addresses", "nodes"}
+var forwardingSetNames = [forwardingRoleCount]string{"next-hops", "next-hops-of-nodes", "active", "active-of-nodes", "addresses", "strays", "nodes"}
 
 // timeout is how long an element of a set stays; zero for as long as the table.
 func (r forwardingRole) timeout() time.Duration {
@@ -130,7 +133,7 @@ func (t *forwardingTable) addTable(conn *nftables.Conn) error {
 		&expr.Verdict{Kind: expr.VerdictGoto, Chain: fromNodes.Name})
 	add(unknown, t.forward(nextHops, activeHops)...)
 	add(fromNodes, t.forward(nextHopsOfMembers, activeHopsOfMembers)...)
-	add(fromNodes, append(t.loadKey(), t.lookup(forwardedAddresses, false), &expr.Verdict{Kind: expr.VerdictDrop})...)
+	add(fromNodes, append(t.loadKey(), t.lookup(strayAddresses, false), &expr.Verdict{Kind: expr.VerdictDrop})...)
 	return nil
 }
 
@@ -191,6 +194,7 @@ func newForwardingContent(f intent.Forwarding, of family) forwardingContent {
 		c[nextHopsOfMembers][key] = forwardingElement{value: ofMembers, isAbsent: ofMembers == "", isKept: true}
 		c[activeHopsOfMembers][key] = forwardingElement{hop: ofMembers, isAbsent: ofMembers == ""}
 		c[forwardedAddresses][key] = forwardingElement{isKept: true}
+		c[strayAddresses][key] = forwardingElement{isAbsent: a.IsEndOfChain, isKept: true}
 	}
 	for _, m := range f.MemberMACs {
 		c[memberMACs][string(m[:])] = forwardingElement{isKept: true}
@@ -234,6 +238,9 @@ func (w *Writer) setForwardingOf(i int, content forwardingContent) error {
 		if err = t.write(content, w.forwarding[i], isThere); err != nil {
 			err = t.write(content, w.forwarding[i], isThere) // an element may have just expired
 		}
+		if err != nil && isThere { // somebody, or another version, has made another table
+			err = t.write(content, forwardingContent{}, false)
+		}
 	}
 	if err == nil {
 		w.forwarding[i] = content
@@ -250,13 +257,16 @@ func (t *forwardingTable) exists() (bool, error) {
 	return slices.ContainsFunc(all, func(o *nftables.Table) bool { return o.Name == forwardingTableName }), err
 }
 
-// write writes the difference to what the kernel has. before is what was written last.
+// write writes the difference to what the kernel has, or the whole table if it is not there. before
+// is what was written last.
 func (t *forwardingTable) write(content, before forwardingContent, isThere bool) error {
 	conn, err := openConn()
 	if err != nil {
 		return err
 	}
 	if !isThere {
+		conn.AddTable(t.table) // deleting what is not there would fail
+		conn.DelTable(t.table)
 		if err := t.addTable(conn); err != nil {
 			return err
 		}
