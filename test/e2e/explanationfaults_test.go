@@ -56,7 +56,8 @@ func (h *faultTestCluster) routerRefusalFaults() []explanationFault {
 	}
 	newPeer := h.runInSequenceFunc(h.kubectlFunc("-n", names.DefaultNamespace, "delete", "bgppeer", "tor"), func(ctx context.Context) error { return h.ApplyManifests(ctx, torPeerManifest("")) })
 	return []explanationFault{
-		{name: "the router refuses the multiprotocol capability", service: "routed", reason: names.ReasonNoSession, text: "activate", // the text depends on who judges the other OPEN first
+		// The rest of the text depends on who judges the OPEN of the other one first.
+		{name: "the router refuses the multiprotocol capability", service: "routed", reason: names.ReasonNoSession, text: "activate",
 			edit: changeRouter("router bgp 65000\n address-family ipv4 unicast\n  no neighbor nodes activate\n exit-address-family\n"),
 			// The capabilities that the router refused are left out until the BGPPeer changes.
 			repair: h.runInSequenceFunc(changeRouter("router bgp 65000\n address-family ipv4 unicast\n  neighbor nodes activate\n exit-address-family\n"), newPeer)},
