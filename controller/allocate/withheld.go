@@ -257,15 +257,12 @@ func (l *Ledger) removeWithheldEntriesAndFreeAddress(a address, match func(Withh
 // WithholdAddressesUntilProbed withholds addresses for a Service until they are probed. They
 // replace those proposed to it before.
 func (l *Ledger) WithholdAddressesUntilProbed(s *view.Service, addresses []netip.Addr) {
-	k := s.Key
-	for _, a := range slices.Clone(l.withheldAddressesByService[k]) {
-		if !slices.Contains(addresses, a.toNetip()) {
-			l.removeWithheldEntriesAndFreeAddress(a, func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k })
-		}
-	}
+	removeEntriesOfOtherAddresses(l, s.Key, names.ReasonProbing, addresses)
 	for _, a := range addresses {
-		if !slices.ContainsFunc(l.withheldEntriesByAddress[addressFromNetip(a)], func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k }) {
-			l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: k, Reason: names.ReasonProbing, WasRequested: slices.Contains(s.RequestedAddresses, a)})
+		if !slices.ContainsFunc(l.withheldEntriesByAddress[addressFromNetip(a)], func(w WithheldAddress) bool {
+			return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == s.Key
+		}) {
+			l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: s.Key, Reason: names.ReasonProbing, WasRequested: slices.Contains(s.RequestedAddresses, a)})
 		}
 	}
 }
@@ -275,19 +272,19 @@ func (l *Ledger) WithholdAddressesUntilProbed(s *view.Service, addresses []netip
 // before the status is written. They replace those of an earlier call; without addresses, nothing
 // is withheld for this reason any more.
 func (l *Ledger) WithholdAddressesUntilStatusWritten(k view.ObjectKey, addresses []netip.Addr) {
-	if len(addresses) == 0 && len(l.withheldAddressesByService[k]) == 0 {
-		return
-	}
-	isOfStatus := func(w WithheldAddress) bool {
-		return w.Reason == names.ReasonAddressInUse && w.ServiceThatMayHoldIt == k
-	}
-	for _, a := range slices.Clone(l.withheldAddressesByService[k]) {
-		if !slices.Contains(addresses, a.toNetip()) {
-			l.removeWithheldEntriesAndFreeAddress(a, isOfStatus)
-		}
-	}
+	removeEntriesOfOtherAddresses(l, k, names.ReasonAddressInUse, addresses)
 	for _, a := range addresses {
 		l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: k, Reason: names.ReasonAddressInUse})
+	}
+}
+
+// removeEntriesOfOtherAddresses removes the entries that withhold an address for the Service and
+// the reason, except for those of the given addresses.
+func removeEntriesOfOtherAddresses(l *Ledger, k view.ObjectKey, reason names.Reason, addresses []netip.Addr) {
+	for _, a := range slices.Clone(l.withheldAddressesByService[k]) {
+		if !slices.Contains(addresses, a.toNetip()) {
+			l.removeWithheldEntriesAndFreeAddress(a, func(w WithheldAddress) bool { return w.Reason == reason && w.ServiceThatMayHoldIt == k })
+		}
 	}
 }
 

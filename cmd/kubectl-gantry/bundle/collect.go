@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -129,7 +130,7 @@ func Collect(ctx context.Context, from Collection) (*Bundle, error) {
 	m.FormatVersion, m.GantryNamespace, m.UserNamespace, m.FailureByPod = formatVersion, from.GantryNamespace, from.UserNamespace, map[string]string{}
 	kinds := collectedKinds()
 	failures := make([]error, len(kinds))
-	runInParallel(len(kinds), func(i int) { failures[i] = c.readKind(ctx, &kinds[i]) })
+	workqueue.ParallelizeUntil(ctx, maxParallelRequests, len(kinds), func(i int) { failures[i] = c.readKind(ctx, &kinds[i]) })
 	if !slices.Contains(failures, nil) {
 		return nil, failures[0]
 	}
@@ -140,20 +141,6 @@ func Collect(ctx context.Context, from Collection) (*Bundle, error) {
 	m.TakenAt = metav1.Time{Time: from.Now()}
 	m.FastestAPIAnswerDelay.Duration = from.FastestAPIAnswerDelay()
 	return c.bundle, ctx.Err()
-}
-
-// runInParallel calls task for each number below n, some at once.
-func runInParallel(n int, task func(i int)) {
-	var all sync.WaitGroup
-	slots := make(chan struct{}, maxParallelRequests)
-	for i := range n {
-		all.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			task(i)
-		})
-	}
-	all.Wait()
 }
 
 // namespacesToTry returns the namespaces of a kind, in steps: the next step is tried if the user
@@ -284,7 +271,7 @@ func (c *collector) reviewRights(ctx context.Context) {
 			ask(o.Labels[names.LabelComponent], o.Spec.Template.Spec.ServiceAccountName)
 		}
 	}
-	runInParallel(len(questions), func(i int) {
+	workqueue.ParallelizeUntil(ctx, maxParallelRequests, len(questions), func(i int) {
 		q := questions[i]
 		review := objects.NewAccessReview(q.Account, q.Right)
 		err := c.API.Create(ctx, review)
@@ -324,7 +311,7 @@ func (c *collector) readRoutePages(ctx context.Context) {
 	if c.FetchRoutePage == nil || c.isWithoutBGP() {
 		return
 	}
-	runInParallel(len(pods), func(i int) {
+	workqueue.ParallelizeUntil(ctx, maxParallelRequests, len(pods), func(i int) {
 		page, err := c.FetchRoutePage(ctx, pods[i])
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -164,7 +165,7 @@ func (c *Cluster) awaitAnswers(ctx context.Context, q NodeQuestions, d *appsv1.D
 // askRunningPods asks the nodes whose Pods run and have not answered yet.
 func (c *Cluster) askRunningPods(ctx context.Context, q NodeQuestions, pods []corev1.Pod, podsByNode map[string]client.ObjectKey) {
 	var mu sync.Mutex // guards podsByNode
-	runInParallel(len(c.Nodes), func(i int) {
+	workqueue.ParallelizeUntil(ctx, maxParallelQuestions, len(c.Nodes), func(i int) {
 		n := &c.Nodes[i]
 		if n.Asked != nil {
 			return
@@ -198,20 +199,6 @@ func (c *Cluster) askRunningPods(ctx context.Context, q NodeQuestions, pods []co
 	})
 }
 
-// runInParallel calls task for each number below n, some at once.
-func runInParallel(n int, task func(i int)) {
-	var all sync.WaitGroup
-	slots := make(chan struct{}, maxParallelQuestions)
-	for i := range n {
-		all.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			task(i)
-		})
-	}
-	all.Wait()
-}
-
 // askForPaths lets each node ask the others. While speakers run, the port is theirs, and they find
 // out themselves.
 func (c *Cluster) askForPaths(ctx context.Context, q NodeQuestions, podsByNode map[string]client.ObjectKey) error {
@@ -221,7 +208,7 @@ func (c *Cluster) askForPaths(ctx context.Context, q NodeQuestions, podsByNode m
 	q.ShowProgress("letting the nodes ask each other")
 	c.IsOnePartOfPathsChecked = len(podsByNode) > maxNodesForAllPairs
 	pathsByNode := make([][]PathBetweenNodes, len(c.Nodes))
-	runInParallel(len(c.Nodes), func(i int) {
+	workqueue.ParallelizeUntil(ctx, maxParallelQuestions, len(c.Nodes), func(i int) {
 		from := c.Nodes[i].Name
 		pod, isAnswering := podsByNode[from]
 		if !isAnswering {
