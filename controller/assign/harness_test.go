@@ -96,6 +96,16 @@ func (c *runningController) killAndWait(lands func() bool) {
 	c.stopAndWait()
 }
 
+// deliverRequestsIn delays every request, and no change in the watch.
+func deliverRequestsIn(d time.Duration) func(what string) apitest.Delivery {
+	return func(what string) apitest.Delivery {
+		if what == "watch" {
+			return apitest.Delivery{}
+		}
+		return apitest.Delivery{RequestDelay: d / 2, AnswerDelay: d / 2}
+	}
+}
+
 // poolSpec returns a pool that gives a Service as many addresses as it asks for.
 func poolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 	return v1beta1.IPAddressPoolSpec{Addresses: addresses, Gantry: &v1beta1.PoolExtension{MaxPerService: 16}}

@@ -56,12 +56,7 @@ func measureMeanWaitOfOthers(t *testing.T, edit func(s *corev1.Service, i, n int
 			o.Namespace = "tenant"
 			s.CreateService(o)
 		}
-		c := startController(t, s, func(what string) apitest.Delivery {
-			if what == "watch" {
-				return apitest.Delivery{}
-			}
-			return apitest.Delivery{RequestDelay: write / 2, AnswerDelay: write / 2}
-		}, ServiceWorkerOptions{})
+		c := startController(t, s, deliverRequestsIn(write), ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Minute)
 		edits := 0
@@ -123,12 +118,7 @@ func TestOthersTakeTurnsWithTenantWhoEditsManyServices(t *testing.T) {
 			o.Namespace = "tenant"
 			s.CreateService(o)
 		}
-		c := startController(t, s, func(what string) apitest.Delivery {
-			if what == "watch" {
-				return apitest.Delivery{}
-			}
-			return apitest.Delivery{RequestDelay: write / 2, AnswerDelay: write / 2}
-		}, ServiceWorkerOptions{})
+		c := startController(t, s, deliverRequestsIn(write), ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Minute)
 		for i := range tenants {

@@ -30,12 +30,7 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
 		recorder := &eventRecorder{}
-		c := startController(t, s, func(what string) apitest.Delivery {
-			if what == "watch" {
-				return apitest.Delivery{}
-			}
-			return apitest.Delivery{RequestDelay: 2 * time.Millisecond, AnswerDelay: 2 * time.Millisecond}
-		}, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, deliverRequestsIn(4*time.Millisecond), ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		for i := range n {

@@ -28,12 +28,7 @@ func (v sequentialServiceCreation) measureLongestWaitAndWrites(t *testing.T, n i
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		c := startController(t, s, func(what string) apitest.Delivery {
-			if what == "watch" {
-				return apitest.Delivery{}
-			}
-			return apitest.Delivery{RequestDelay: v.apiWriteDelay / 2, AnswerDelay: v.apiWriteDelay / 2}
-		}, ServiceWorkerOptions{})
+		c := startController(t, s, deliverRequestsIn(v.apiWriteDelay), ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Minute)
 		before := s.CountWriteRequestsOfKind("ledger")

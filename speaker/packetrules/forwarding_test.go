@@ -191,6 +191,13 @@ func (s *testSegment) mustBeAnsweredBy(c net.Conn, n *forwardingNode, why string
 	}
 }
 
+func (s *testSegment) mustBeRefusedBy(c net.Conn, n *forwardingNode) {
+	s.t.Helper()
+	if got, err := ask(c, 3*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		s.t.Errorf("the answer is %q, %v, want that %s refuses the connection", got, err, n.name)
+	}
+}
+
 func runOnSegments(t *testing.T, test func(t *testing.T, s *testSegment, a, b, c *forwardingNode)) {
 	for _, f := range testFamilies {
 		t.Run(f.name, func(t *testing.T) {
@@ -255,9 +262,7 @@ func TestConnectionsThatNobodyKnowsAreResetAtTheEndOfTheChain(t *testing.T) {
 		}
 		s.isEndOfChain = true
 		s.forward(a, b, nil)
-		if got, err := ask(conn, 3*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("the answer is %q, %v, want that a refuses the connection", got, err)
-		}
+		s.mustBeRefusedBy(conn, a)
 	})
 }
 
@@ -287,9 +292,7 @@ func TestForwardingIsAdoptedAndEndsWhereItIsTold(t *testing.T) {
 		s.forward(b, a, nil)
 		s.mustBeAnsweredBy(conn, a, "with the rules of before")
 		s.forward(b, nil, nil) // a is gone
-		if got, err := ask(conn, 3*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("the answer is %q, %v, want that b refuses the connection", got, err)
-		}
+		s.mustBeRefusedBy(conn, b)
 	})
 }
 
@@ -321,9 +324,7 @@ func TestForwardingEndsAfterTheProcessAlthoughPacketsGoOn(t *testing.T) {
 		s.mustBeAnsweredBy(conn, a, "after the move to b")
 		node := &testNode{t: t, namespace: b.Namespace}
 		node.nft(fmt.Sprintf("flush set %s %s addresses", s.family.nft, forwardingTableName))
-		if got, err := ask(conn, 3*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("the answer is %q, %v, want that b refuses the connection", got, err)
-		}
+		s.mustBeRefusedBy(conn, b)
 	})
 }
 
