@@ -18,17 +18,21 @@ import (
 // family ip and one in ip6: the kernel sends copies of packets only in these families.
 const forwardingTableName = "gantry-forward"
 
-const (
-	// forwardingTimeout is how long an element acts without a packet that uses it, and how long the
+// ForwardingRefreshInterval is how often SetForwarding has to be called although nothing changed,
+// so that what stands ready does not expire.
+const ForwardingRefreshInterval = 2 * time.Minute
+
+// forwardingTimeouts are the timeouts of the elements in a forwarding table.
+type forwardingTimeouts struct {
+	// activeTimeout is how long an element acts without a packet that uses it, and how long the
 	// rules act after the last call of SetForwarding.
-	forwardingTimeout = 5 * time.Minute
-	// memberTimeout is how long the other nodes are known. They are known longer than anything is
-	// forwarded, so that no packet goes round in circles at the end.
-	memberTimeout = forwardingTimeout + ForwardingRefreshInterval
-	// ForwardingRefreshInterval is how often SetForwarding has to be called although nothing
-	// changed, so that what stands ready does not expire.
-	ForwardingRefreshInterval = 2 * time.Minute
-)
+	activeTimeout time.Duration
+	// refreshInterval is the longest time between two calls of SetForwarding.
+	refreshInterval time.Duration
+}
+
+// usualForwardingTimeouts are those outside of tests.
+var usualForwardingTimeouts = forwardingTimeouts{activeTimeout: 5 * time.Minute, refreshInterval: ForwardingRefreshInterval}
 
 // forwardingRole is what a set of a forwarding table is for. All keys but those of memberMACs are a
 // link and an address.
@@ -55,33 +59,35 @@ const (
 
 var forwardingSetNames = [forwardingRoleCount]string{"next-hops", "next-hops-of-nodes", "active", "active-of-nodes", "addresses", "strays", "nodes"}
 
-// timeout is how long an element of a set stays; zero for as long as the table.
-func (r forwardingRole) timeout() time.Duration {
+// ofRole is how long an element of a set stays; zero for as long as the table. The other nodes are
+// known longer than anything is forwarded, so that no packet goes round in circles at the end.
+func (t forwardingTimeouts) ofRole(r forwardingRole) time.Duration {
 	switch r {
 	case nextHops, nextHopsOfMembers:
 		return 0
 	case memberMACs:
-		return memberTimeout
+		return t.activeTimeout + t.refreshInterval
 	}
-	return forwardingTimeout
+	return t.activeTimeout
 }
 
 // forwardingTable is the table of one family.
 type forwardingTable struct {
-	family family
-	table  *nftables.Table
-	sets   [forwardingRoleCount]*nftables.Set
+	family   family
+	timeouts forwardingTimeouts
+	table    *nftables.Table
+	sets     [forwardingRoleCount]*nftables.Set
 }
 
-func newForwardingTable(f family) *forwardingTable {
-	t := &forwardingTable{family: f, table: &nftables.Table{Name: forwardingTableName, Family: nftables.TableFamily(f.nfproto)}}
+func newForwardingTable(f family, timeouts forwardingTimeouts) *forwardingTable {
+	t := &forwardingTable{family: f, timeouts: timeouts, table: &nftables.Table{Name: forwardingTableName, Family: nftables.TableFamily(f.nfproto)}}
 	address := nftables.TypeIPAddr
 	if f.length == 16 {
 		address = nftables.TypeIP6Addr
 	}
 	for r := range t.sets {
 		s := &nftables.Set{Table: t.table, Name: forwardingSetNames[r], KeyType: nftables.TypeEtherAddr, KeyByteOrder: binaryutil.BigEndian}
-		s.Timeout = forwardingRole(r).timeout()
+		s.Timeout = timeouts.ofRole(forwardingRole(r))
 		s.HasTimeout = s.Timeout > 0
 		if forwardingRole(r) != memberMACs {
 			s.KeyType, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFIndex, address), true
@@ -159,7 +165,7 @@ const nextHopRegister = unix.NFT_REG32_08
 func (t *forwardingTable) forward(r, active forwardingRole) []expr.Any {
 	s := t.sets[active]
 	return append(t.loadKey(), t.lookup(forwardedAddresses, false), t.lookup(active, false), t.lookup(r, true),
-		&expr.Dynset{SrcRegKey: keyRegister, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: forwardingTimeout},
+		&expr.Dynset{SrcRegKey: keyRegister, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: t.timeouts.activeTimeout},
 		&expr.Dup{RegAddr: nextHopRegister, RegDev: keyRegister, IsRegDevSet: true},
 		&expr.Verdict{Kind: expr.VerdictDrop})
 }
@@ -231,7 +237,7 @@ func (w *Writer) SetForwarding(f intent.Forwarding) error {
 // setForwardingOf changes what is forwarded in one family. Without a next hop it asks nothing of a
 // kernel that refuses the rules: a node without IPv6 has none for the IPv6 addresses of the others.
 func (w *Writer) setForwardingOf(i int, content forwardingContent) error {
-	t := newForwardingTable(families[i])
+	t := newForwardingTable(families[i], w.forwardingTimeouts)
 	isThere, err := t.exists()
 	isNeeded := isThere || content.hasNextHop() || len(content[forwardedAddresses]) > 0 && !w.isForwardingRefused[i]
 	if err == nil && isNeeded {
@@ -281,7 +287,7 @@ func (t *forwardingTable) write(content, before forwardingContent, isThere bool)
 		}
 	}
 	for r, wanted := range content {
-		gone, added := changesOfSet(wanted, before[r], known[r], forwardingRole(r).timeout())
+		gone, added := changesOfSet(wanted, before[r], known[r], t.timeouts.ofRole(forwardingRole(r)), t.timeouts.refreshInterval)
 		switch forwardingRole(r) {
 		case nextHops:
 			gone = append(gone, unusedHops(wanted, known[r], known[activeHops])...)
@@ -323,7 +329,7 @@ func (t *forwardingTable) list(r forwardingRole) (map[string]nftables.SetElement
 // changesOfSet returns the elements to delete and to add. An element that is about to expire is not
 // deleted, since the deletion of one that has expired fails. An element that expired because no
 // packet used it is not added again.
-func changesOfSet(wanted, before map[string]forwardingElement, known map[string]nftables.SetElement, timeout time.Duration) (gone, added []nftables.SetElement) {
+func changesOfSet(wanted, before map[string]forwardingElement, known map[string]nftables.SetElement, timeout, refreshInterval time.Duration) (gone, added []nftables.SetElement) {
 	for key, e := range wanted {
 		k, isThere := known[key]
 		last, isWritten := before[key]
@@ -333,7 +339,7 @@ func changesOfSet(wanted, before map[string]forwardingElement, known map[string]
 			continue
 		case isThere && timeout > 0 && k.Expires < expiryDelay:
 			continue
-		case isThere && !e.isAbsent && string(k.Val) == e.value && isSameHop && !(e.isKept && timeout > 0 && k.Expires < timeout-ForwardingRefreshInterval/2):
+		case isThere && !e.isAbsent && string(k.Val) == e.value && isSameHop && !(e.isKept && timeout > 0 && k.Expires < timeout-refreshInterval/2):
 			continue
 		}
 		if isThere {
@@ -379,7 +385,7 @@ func checkForwardingRules(f family) error {
 	if err != nil {
 		return err
 	}
-	t := newForwardingTable(f)
+	t := newForwardingTable(f, usualForwardingTimeouts)
 	t.table.Name += "-check"
 	if err := t.addTable(conn); err != nil {
 		return err

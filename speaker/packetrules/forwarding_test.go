@@ -359,3 +359,43 @@ func TestUnusedNextHopsAreRemoved(t *testing.T) {
 		}
 	})
 }
+
+// TestNoPacketIsTouchedSomeTimeAfterAnUninstall: nobody writes any more, while packets go on. The
+// timeouts are short.
+func TestNoPacketIsTouchedSomeTimeAfterAnUninstall(t *testing.T) {
+	runOnSegments(t, func(t *testing.T, s *testSegment, a, b, c *forwardingNode) {
+		for _, n := range s.nodes {
+			n.writer.forwardingTimeouts = forwardingTimeouts{activeTimeout: 3 * time.Second, refreshInterval: time.Second}
+		}
+		s.moveAddressTo(a)
+		conn := s.open()
+		s.mustBeAnsweredBy(conn, a, "before the move")
+		s.forward(b, a, nil)
+		s.forward(a, b, c)
+		s.moveAddressTo(b)
+		s.mustBeAnsweredBy(conn, a, "after the move to b")
+		deadline := time.Now().Add(30 * time.Second)
+		for { // each packet renews what it uses
+			if _, err := ask(conn, 3*time.Second); err != nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("packets are still forwarded")
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		for _, n := range []*forwardingNode{a, b} {
+			node := &testNode{t: t, namespace: n.Namespace}
+			for strings.Contains(node.nft("list ruleset"), " expires ") {
+				if time.Now().After(deadline) {
+					t.Fatalf("on %s are still elements that act:\n%s", n.name, node.nft("list ruleset"))
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		}
+		fresh := s.open()
+		s.mustBeAnsweredBy(fresh, b, "a new connection")
+		s.moveAddressTo(a) // a resets what it does not know
+		s.mustBeRefusedBy(fresh, a)
+	})
+}

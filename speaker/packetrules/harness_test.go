@@ -89,7 +89,7 @@ func newTestNode(t *testing.T, f testFamily) *testNode {
 			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway, Dst: &net.IPNet{IP: net.ParseIP(f.pod(3, 0)), Mask: net.CIDRMask(f.bits, addressBits(f))}}))
 	})
 	n.announcedLink, n.unrelatedLink = n.linkIndex("eth0"), n.linkIndex("eth1")
-	n.nft(fmt.Sprintf("table %s kube-proxy { chain services { type nat hook prerouting priority dstnat; %s daddr %s meta l4proto { tcp, udp } dnat to %s:8080; }; }",
+	n.nft(fmt.Sprintf("table %s kube-proxy { chain services { type nat hook prerouting priority dstnat; %s daddr %s meta l4proto { tcp, udp, sctp } dnat to %s:8080; }; }",
 		f.nft, f.nft, f.service, bracketed(f.pod(3, 2))))
 	return n
 }

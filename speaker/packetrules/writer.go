@@ -30,7 +30,8 @@ type Writer struct {
 	// leftoversExpireAt is when what an earlier run left in the table has expired; zero if it has.
 	leftoversExpireAt time.Time
 	// forwarding is what SetForwarding wrote last, by the index of the family in families.
-	forwarding [len(families)]forwardingContent
+	forwarding         [len(families)]forwardingContent
+	forwardingTimeouts forwardingTimeouts
 	// isForwardingRefused is set for the families whose rules CheckKernelForwards found refused.
 	isForwardingRefused [len(families)]bool
 }
@@ -38,7 +39,7 @@ type Writer struct {
 // NewWriter returns a Writer that has written nothing. What an earlier run of the process left acts
 // until it expires, or until SetSteering writes the table anew.
 func NewWriter(now func() time.Time) *Writer {
-	return &Writer{now: now, leftoversExpireAt: now().Add(leftoversTimeout)}
+	return &Writer{now: now, leftoversExpireAt: now().Add(leftoversTimeout), forwardingTimeouts: usualForwardingTimeouts}
 }
 
 // leftoversTimeout is the longest time for which an element stays in the table.
