@@ -176,7 +176,7 @@ loadBalancerClass: example.com/second
 crds: {enabled: false}
 otherConfigurationNamespaces: [metallb-system]
 webhook: {enabled: true}
-speaker: {ports: {metrics: 9473, health: 9474}, gossip: {port: 7947}}
+speaker: {ports: {metrics: 9473, health: 9474, routes: 9475}, gossip: {port: 7947}}
 `, "install", "another-name", "--namespace", "second", "--create-namespace")
 	b.runHelm("{otherConfigurationNamespaces: [second], webhook: {enabled: true}}", "upgrade", "gantry")
 	b.runKubectl("", "get", "validatingwebhookconfigurations", "gantry-webhook", "second-webhook")
