@@ -26,9 +26,10 @@ var kubectlVerbs = map[string]bool{
 	"explain": false, "apply": false, "create": false, "rollout": false, "logs": false, "port-forward": false, "drain": false, "undrain": false, "cordon": false, "uncordon": false, "replace": false, "auth": false, "config": false, "exec": false, "run": false,
 }
 
-// kubernetesKinds are the kinds of Kubernetes itself on the pages, as kubectl spells them.
+// kubernetesKinds are the kinds of Kubernetes itself and of FRR-K8s on the pages, as kubectl spells
+// them.
 var kubernetesKinds = []string{"service", "services", "svc", "secret", "secrets", "deployment", "daemonset", "pods", "pod", "lease", "leases", "node", "nodes", "namespace", "events", "endpointslices", "configmap", "validatingwebhookconfigurations", "crd", "crds", "customresourcedefinition", "customresourcedefinitions", "deploy", "ds",
-	"serviceaccount", "role", "rolebinding", "networkpolicy", "clusterrole", "clusterrolebinding", "validatingwebhookconfiguration"}
+	"serviceaccount", "role", "rolebinding", "networkpolicy", "clusterrole", "clusterrolebinding", "validatingwebhookconfiguration", "frrconfigurations"}
 
 // commandChecker knows what may be run.
 type commandChecker struct {

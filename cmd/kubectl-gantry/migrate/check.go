@@ -66,6 +66,14 @@ func (f *Findings) describeFound() (out []string) {
 	if f.BGPMode != "" {
 		add("its BGP mode is %s", f.BGPMode)
 	}
+	for i := range f.FRRK8s {
+		if w := &f.FRRK8s[i]; w.Kind == daemonSetKind {
+			add("FRR-K8s in namespace %s, DaemonSet %s: it has the BGP sessions, also after MetalLB's speakers have stopped", w.Key.Namespace, w.Key.Name)
+		}
+	}
+	if n := len(f.MetalLBFRRConfigurations); n > 0 {
+		add("%d frrconfigurations.frrk8s.metallb.io that MetalLB's speakers wrote, one for each node", n)
+	}
 	if f.LoadBalancerClass != "" {
 		add("it serves only Services with loadBalancerClass %s: Gantry needs the same class", f.LoadBalancerClass)
 	}

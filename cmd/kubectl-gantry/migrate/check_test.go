@@ -183,7 +183,7 @@ func TestCheckOfClusterThatHelmInstalled(t *testing.T) {
 		"the condition and the event do not name that Service",
 		"kubectl -n metallb-system scale deployment/metallb-controller --replicas=0",
 		"helm get values metallb --namespace metallb-system --output yaml | kubectl gantry migrate --values -",
-		"--set speaker.gossip.port=7947 --set speaker.ports.metrics=9473 --take-ownership",
+		"--set speaker.gossip.port=7947 --set speaker.ports.metrics=9473 --take-ownership --force-conflicts\n", "Helm 3 does not have this flag: leave it out",
 		"kubectl -n metallb-system delete daemonset metallb-speaker",
 		"kubectl -n metallb-system delete secret -l owner=helm,name=metallb",
 	}, []string{"policy-engine", "namespaceSelectors", "unless the pool allows more", "It rejects a range"})
@@ -285,6 +285,7 @@ data: {extras: "ip nht resolve-via-default"}
 apiVersion: frrk8s.metallb.io/v1beta1
 kind: FRRConfiguration
 metadata: {name: metallb-node1, namespace: metallb-system}
+spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: node1}}}
 ---
 apiVersion: metallb.io/v1beta2
 kind: BGPPeer
@@ -300,7 +301,97 @@ spec: {addresses: ["192.0.2.1-2001:db8::1"], serviceAllocation: {namespaceSelect
 	checkTexts(t, FormatCheckReport(BuildCheckReport(findIn(t, a, ""))), []string{
 		"AddressPool metallb-system/old: Gantry reads IPAddressPools only", "FRRConfiguration frr-k8s-system/own: Gantry reads none", "ConfigMap metallb-system/bgpextras", "its BGP mode is frr",
 		"BGPPeer second", "IPAddressPool mixed", "If the `namespaceSelectors` of a pool match no namespace", "It rejects a range that starts in one address family",
-	}, []string{"metallb-node1"})
+	}, []string{"FRRConfiguration metallb-system/metallb-node1"})
+}
+
+// frrK8sManifests are FRR-K8s and what the speakers of MetalLB write for it, on two nodes.
+const frrK8sManifests = `
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: NAME, namespace: metallb-system, labels: {app.kubernetes.io/name: frr-k8s, app.kubernetes.io/component: frr-k8s}, annotations: {OWNER}}
+spec:
+  template:
+    spec:
+      hostNetwork: true
+      containers:
+      - {name: frr-k8s, image: "quay.io/metallb/frr-k8s:v0.0.17", ports: [{containerPort: 7572}]}
+      - {name: frr, image: "quay.io/frrouting/frr:9.1.0"}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: WEBHOOK, namespace: metallb-system, labels: {app.kubernetes.io/name: frr-k8s, app.kubernetes.io/component: frr-k8s}, annotations: {OWNER}}
+spec: {template: {spec: {containers: [{name: webhook, image: "quay.io/metallb/frr-k8s:v0.0.17"}]}}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: frr-k8s-validating-webhook-configuration}
+webhooks:
+- {name: frrconfigurationsvalidationwebhook.metallb.io, clientConfig: {service: {name: PREFIXfrr-k8s-webhook-service, namespace: metallb-system}}}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: frrconfigurations.frrk8s.metallb.io, annotations: {OWNER}}
+spec: {group: frrk8s.metallb.io}
+---
+apiVersion: frrk8s.metallb.io/v1beta1
+kind: FRRConfiguration
+metadata: {name: metallb-node1, namespace: metallb-system}
+spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: node1}}, bgp: {routers: [{asn: 64512, neighbors: [{asn: 64513, address: 203.0.113.1, port: 179}], prefixes: [198.51.100.7/32]}]}}
+---
+apiVersion: frrk8s.metallb.io/v1beta1
+kind: FRRConfiguration
+metadata: {name: metallb-node2, namespace: metallb-system}
+spec: {nodeSelector: {matchLabels: {kubernetes.io/hostname: node2}}}
+---
+`
+
+// withFRRK8s adds FRR-K8s as MetalLB's chart or its manifests leave it.
+func withFRRK8s(manifests string) string {
+	values := []string{"OWNER", "", "NAME", "frr-k8s-daemon", "WEBHOOK", "frr-k8s-webhook-server", "PREFIX", ""}
+	if strings.Contains(manifests, "meta.helm.sh") {
+		values = []string{"OWNER", "meta.helm.sh/release-name: metallb, meta.helm.sh/release-namespace: metallb-system", "NAME", "metallb-frr-k8s", "WEBHOOK", "metallb-frr-k8s-statuscleaner", "PREFIX", "metallb-"}
+	}
+	return strings.Replace(manifests, "name: speaker, image", "name: speaker, env: [{name: METALLB_BGP_TYPE, value: frr-k8s}], image", 1) + strings.NewReplacer(values...).Replace(frrK8sManifests)
+}
+
+// TestCheckStopsFRRK8sThatOnlyMetalLBUses: it has the BGP sessions, and would keep them when the
+// speakers of MetalLB are gone.
+func TestCheckStopsFRRK8sThatOnlyMetalLBUses(t *testing.T) {
+	for name, want := range map[string]struct {
+		manifests string
+		texts     []string
+	}{
+		"Helm":      {byHelm(), []string{"kubectl -n metallb-system delete daemonset metallb-frr-k8s\n", "kubectl -n metallb-system delete deployment metallb-frr-k8s-statuscleaner\n"}},
+		"manifests": {byManifests(), []string{"kubectl -n metallb-system delete daemonset frr-k8s-daemon\n", "kubectl -n metallb-system delete deployment frr-k8s-webhook-server\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := findIn(t, newMemoryAccess(t, withFRRK8s(want.manifests)), "")
+			answer := FormatCheckReport(BuildCheckReport(f))
+			checkTexts(t, answer, append(want.texts,
+				"its BGP mode is frr-k8s", "it has the BGP sessions, also after MetalLB's speakers have stopped", "2 frrconfigurations.frrk8s.metallb.io that MetalLB's speakers wrote",
+				"stop FRR-K8s, which nobody but MetalLB uses", "kubectl delete validatingwebhookconfiguration frr-k8s-validating-webhook-configuration\n",
+				"kubectl -n metallb-system delete frrconfigurations.frrk8s.metallb.io metallb-node1 metallb-node2\n",
+			), []string{"Gantry reads none", "webhook frr-k8s-validating"})
+			if stopped := strings.Index(answer, "stop MetalLB's speakers"); stopped < 0 || stopped > strings.Index(answer, "stop FRR-K8s") {
+				t.Errorf("FRR-K8s stops before MetalLB's speakers, which would write its configuration again:\n%s", answer)
+			}
+		})
+	}
+}
+
+// TestCheckKeepsFRRK8sOfUsers: users have an FRRConfiguration, which needs FRR-K8s.
+func TestCheckKeepsFRRK8sOfUsers(t *testing.T) {
+	f := findIn(t, newMemoryAccess(t, withFRRK8s(byManifests())+`
+apiVersion: frrk8s.metallb.io/v1beta1
+kind: FRRConfiguration
+metadata: {name: metallb-extras, namespace: metallb-system}
+spec: {nodeSelector: {}, bgp: {routers: [{asn: 64512, neighbors: [{asn: 64513, address: 203.0.113.9}]}]}}
+---
+`), "")
+	checkTexts(t, FormatCheckReport(BuildCheckReport(f)), []string{
+		"FRRConfiguration metallb-system/metallb-extras: Gantry reads none", "FRR-K8s stays for your own FRRConfigurations",
+		"kubectl -n metallb-system delete frrconfigurations.frrk8s.metallb.io metallb-node1 metallb-node2\n",
+	}, []string{"delete daemonset frr-k8s", "delete deployment frr-k8s", "validatingwebhookconfiguration frr-k8s"})
 }
 
 // TestBrokenConversionIsNoError: the list of BGPPeers fails when nobody answers for the webhook.

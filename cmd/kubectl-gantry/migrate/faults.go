@@ -81,7 +81,7 @@ func (f *Findings) listWithoutCounterpart() []string {
 		out = append(out, "AddressPool "+strings.Join(f.OldPools, ", ")+": Gantry reads IPAddressPools only: create an IPAddressPool with the same addresses, and an L2Advertisement or a BGPAdvertisement for it")
 	}
 	if len(f.FRRConfigurations) > 0 {
-		out = append(out, "FRRConfiguration "+strings.Join(f.FRRConfigurations, ", ")+": Gantry reads none. An FRR-K8s of your own may stay for it, if none of its neighbors is a BGPPeer")
+		out = append(out, "FRRConfiguration "+joinKeys(f.FRRConfigurations)+": Gantry reads none. FRR-K8s may stay for it, if none of its neighbors is a BGPPeer")
 	}
 	if f.HasFRRExtras && f.BGPMode == bgpModeFRR {
 		out = append(out, "ConfigMap "+f.Namespace+"/"+frrExtras+": it has lines for the configuration of FRR, and Gantry speaks BGP itself: look in docs/bgp.md for a field that means the same")

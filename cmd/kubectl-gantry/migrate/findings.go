@@ -105,8 +105,13 @@ type Findings struct {
 	CRDs              []CRD
 	Configuration     map[ObjectKind][]unstructured.Unstructured
 	OldPools          []string
-	FRRConfigurations []string
-	Webhooks          []Webhook
+	// FRRK8s are the programs of FRR-K8s, and FRRK8sWebhooks its webhooks.
+	FRRK8s         []Workload
+	FRRK8sWebhooks []string
+	// FRRConfigurations are those of users, and MetalLBFRRConfigurations those that the speakers of
+	// MetalLB write.
+	FRRConfigurations, MetalLBFRRConfigurations []types.NamespacedName
+	Webhooks                                    []Webhook
 	// ExcludeList is MetalLB's list of interfaces on which nothing is announced; nil without one.
 	// OwnExcludeList is that of Gantry.
 	ExcludeList, OwnExcludeList []string
@@ -173,23 +178,27 @@ func (r *findingsReader) listObjects(ctx context.Context, k ObjectKind, q ListQu
 }
 
 // metalLBName is the value of the labels of MetalLB's objects, by its manifests and by its chart.
-const metalLBName = "metallb"
+// frrK8sName is that of FRR-K8s.
+const metalLBName, frrK8sName = "metallb", "frr-k8s"
 
 // The labels by which MetalLB's manifests name its programs.
 const manifestNameLabel, manifestComponentLabel = "app", "component"
 
 func (r *findingsReader) readWorkloads(ctx context.Context) error {
 	for _, k := range []ObjectKind{deploymentKind, daemonSetKind} {
-		for _, l := range []map[string]string{{manifestNameLabel: metalLBName}, {names.LabelAppName: metalLBName}, {names.LabelAppName: names.AppName}} {
+		for _, l := range []map[string]string{{manifestNameLabel: metalLBName}, {names.LabelAppName: metalLBName}, {names.LabelAppName: names.AppName}, {names.LabelAppName: frrK8sName}} {
 			items, err := r.listObjects(ctx, k, ListQuery{Labels: l})
 			if err != nil {
 				return err
 			}
 			for i := range items {
 				w := newWorkload(k, &items[i])
-				if l[names.LabelAppName] == names.AppName {
+				switch isKnown := slices.ContainsFunc(r.Workloads, func(x Workload) bool { return x.Key == w.Key && x.Kind == w.Kind }); {
+				case l[names.LabelAppName] == names.AppName:
 					r.OwnWorkloads = append(r.OwnWorkloads, w)
-				} else if !slices.ContainsFunc(r.Workloads, func(x Workload) bool { return x.Key == w.Key && x.Kind == w.Kind }) {
+				case l[names.LabelAppName] == frrK8sName:
+					r.FRRK8s = append(r.FRRK8s, w)
+				case !isKnown:
 					r.Workloads = append(r.Workloads, w)
 				}
 			}

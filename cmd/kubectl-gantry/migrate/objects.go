@@ -54,18 +54,24 @@ func (r *findingsReader) readConfiguration(ctx context.Context) error {
 		}
 		r.Configuration[k] = items
 	}
-	for k, into := range map[ObjectKind]*[]string{oldPoolKind: &r.OldPools, frrConfigKind: &r.FRRConfigurations} {
-		items, err := r.listObjects(ctx, k, ListQuery{})
-		if err != nil {
-			return err
-		}
-		for i := range items {
-			if k == oldPoolKind || !isWrittenByMetalLB(&items[i]) {
-				*into = append(*into, items[i].GetNamespace()+"/"+items[i].GetName())
-			}
+	oldPools, err := r.listObjects(ctx, oldPoolKind, ListQuery{})
+	if err != nil {
+		return err
+	}
+	for i := range oldPools {
+		r.OldPools = append(r.OldPools, keyOf(&oldPools[i]).String())
+	}
+	ofFRRK8s, err := r.listObjects(ctx, frrConfigKind, ListQuery{})
+	if err != nil {
+		return err
+	}
+	for i := range ofFRRK8s {
+		if key := keyOf(&ofFRRK8s[i]); isWrittenByMetalLB(&ofFRRK8s[i]) {
+			r.MetalLBFRRConfigurations = append(r.MetalLBFRRConfigurations, key)
+		} else {
+			r.FRRConfigurations = append(r.FRRConfigurations, key)
 		}
 	}
-	var err error
 	if r.namespaces, err = r.listObjects(ctx, namespaceKind, ListQuery{}); err != nil {
 		return err
 	}
@@ -74,9 +80,14 @@ func (r *findingsReader) readConfiguration(ctx context.Context) error {
 }
 
 // isWrittenByMetalLB reports whether a speaker of MetalLB wrote an FRRConfiguration: it names it
-// after the node.
+// after the node, and selects this node by its host name.
 func isWrittenByMetalLB(o *unstructured.Unstructured) bool {
-	return strings.HasPrefix(o.GetName(), metalLBName+"-")
+	node, _, _ := unstructured.NestedString(o.Object, "spec", "nodeSelector", "matchLabels", corev1.LabelHostname)
+	return o.GetName() == metalLBName+"-"+node
+}
+
+func keyOf(o *unstructured.Unstructured) types.NamespacedName {
+	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
 // readWebhooks reads the webhooks of other programs for configuration objects.
@@ -88,6 +99,9 @@ func (r *findingsReader) readWebhooks(ctx context.Context) error {
 	for i := range items {
 		o := &items[i]
 		webhooks, _, _ := unstructured.NestedSlice(o.Object, "webhooks")
+		if slices.ContainsFunc(webhooks, isFRRK8sWebhook) {
+			r.FRRK8sWebhooks = append(r.FRRK8sWebhooks, o.GetName())
+		}
 		at := slices.IndexFunc(webhooks, isMetalLBWebhook)
 		if at < 0 {
 			continue
@@ -113,6 +127,12 @@ func isMetalLBWebhook(w any) bool {
 	}
 	s := serviceOfClientConfig(m, "clientConfig").Name
 	return s == metalLBWebhookService || s == "webhook-service" && strings.HasSuffix(nameOf(m), "."+v1beta1.GroupVersion.Group)
+}
+
+// isFRRK8sWebhook reports whether a webhook is that of FRR-K8s.
+func isFRRK8sWebhook(w any) bool {
+	m, isMap := w.(map[string]any)
+	return isMap && strings.HasSuffix(serviceOfClientConfig(m, "clientConfig").Name, frrK8sName+"-webhook-service")
 }
 
 func nameOf(m map[string]any) string {

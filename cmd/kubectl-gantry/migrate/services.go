@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
@@ -83,6 +85,15 @@ func findPool(parsed *snapshot.Snapshot, text string) *snapshot.Pool {
 		}
 	}
 	return nil
+}
+
+// joinKeys joins the names of objects.
+func joinKeys(all []types.NamespacedName) string {
+	var out []string
+	for _, key := range all {
+		out = append(out, key.String())
+	}
+	return strings.Join(out, ", ")
 }
 
 // maxNamedServices bounds how many Services a line names.

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -54,6 +55,7 @@ func (f *Findings) ListSteps() (out []Step) {
 			fmt.Sprintf("kubectl -n %s delete daemonset %s", speaker.Key.Namespace, speaker.Key.Name),
 		}})
 	}
+	out = append(out, f.stopFRRK8sStep()...)
 	if f.Way != WayNone {
 		out = append(out, Step{Text: "see whether all is well", Commands: []string{"kubectl gantry status" + f.formatNamespaceFlag()}}, f.removalStep())
 	}
@@ -94,9 +96,10 @@ func (f *Findings) installationStep() []Step {
 	if f.HelmReleaseOfGantry == "" {
 		install += " --take-ownership"
 	}
+	install += " --force-conflicts"
 	return []Step{
 		{"translate the values of the release", []string{fmt.Sprintf("helm get values %s --namespace %s --output yaml | kubectl gantry migrate --values - > gantry-values.yaml", f.Release.Key.Name, f.Release.Key.Namespace)}},
-		{"install Gantry beside MetalLB, with another port for its gossip. Helm 4 needs --force-conflicts too", []string{install}},
+		{"install Gantry beside MetalLB, with another port for its gossip. Helm 4 needs --force-conflicts, because another program wrote the CRDs. Helm 3 does not have this flag: leave it out", []string{install}},
 	}
 }
 
@@ -115,21 +118,60 @@ func (f *Findings) describePortClash() string {
 	return ""
 }
 
+// stopFRRK8sStep ends the BGP sessions that FRR-K8s has for MetalLB. FRR-K8s stays if users have
+// FRRConfigurations of their own.
+func (f *Findings) stopFRRK8sStep() []Step {
+	if f.BGPMode != bgpModeFRRK8s && len(f.MetalLBFRRConfigurations) == 0 {
+		return nil
+	}
+	var commands []string
+	text := "end the BGP sessions that FRR-K8s still has for MetalLB: the router accepts those of Gantry afterwards. FRR-K8s stays for your own FRRConfigurations"
+	if len(f.FRRConfigurations) == 0 {
+		text = "stop FRR-K8s, which nobody but MetalLB uses, and which still has its BGP sessions: the router accepts those of Gantry afterwards"
+		for i := range f.FRRK8s {
+			w := &f.FRRK8s[i]
+			commands = append(commands, fmt.Sprintf("kubectl -n %s delete %s %s", w.Key.Namespace, strings.ToLower(w.Kind.Kind), w.Key.Name))
+		}
+		for _, name := range f.FRRK8sWebhooks {
+			commands = append(commands, "kubectl delete validatingwebhookconfiguration "+name)
+		}
+	}
+	namesByNamespace := map[string][]string{}
+	for _, key := range f.MetalLBFRRConfigurations {
+		namesByNamespace[key.Namespace] = append(namesByNamespace[key.Namespace], key.Name)
+	}
+	for _, namespace := range slices.Sorted(maps.Keys(namesByNamespace)) {
+		commands = append(commands, fmt.Sprintf("kubectl -n %s delete %s %s", namespace, frrConfigKind, strings.Join(namesByNamespace[namespace], " ")))
+	}
+	return []Step{{text, commands}}
+}
+
 // removalStep removes what is left of MetalLB, without what holds configuration.
 func (f *Findings) removalStep() Step {
 	if f.Way == WayHelm {
 		of := "-l app.kubernetes.io/instance=" + f.Release.Key.Name
-		return Step{"remove the rest of MetalLB. Do not run helm uninstall before: that of Helm 3 deletes the CRDs, and all pools with them. Without its Secrets, Helm does not know the release any more", []string{
+		return Step{"remove the rest of MetalLB. Do not run helm uninstall before: that of Helm 3 deletes the CRDs, and all pools with them. Without its Secrets, Helm does not know the release any more", append([]string{
 			fmt.Sprintf("kubectl -n %s delete secret -l owner=helm,name=%s", f.Release.Key.Namespace, f.Release.Key.Name),
 			fmt.Sprintf("kubectl -n %s delete deployment,daemonset,service,configmap,secret,serviceaccount,role,rolebinding,networkpolicy %s,app.kubernetes.io/name=metallb", f.Release.Key.Namespace, of),
 			fmt.Sprintf("kubectl delete clusterrole,clusterrolebinding %s,app.kubernetes.io/name=metallb", of),
-		}}
+		}, f.removeRestOfFRRK8s(of)...)}
 	}
 	return Step{"remove the rest of MetalLB. Do not run kubectl delete -f with its manifest: that deletes the CRDs, all pools with them, and the namespace", []string{
 		fmt.Sprintf("kubectl -n %s delete deployment,daemonset,service,serviceaccount,role,rolebinding -l app=metallb", f.Namespace),
 		fmt.Sprintf("kubectl -n %s delete service/metallb-webhook-service service/webhook-service configmap/%s secret/metallb-webhook-cert secret/webhook-server-cert secret/memberlist secret/metallb-memberlist --ignore-not-found", f.Namespace, excludeListOfMetalLB),
 		"kubectl delete clusterrole,clusterrolebinding -l app=metallb",
 	}}
+}
+
+// removeRestOfFRRK8s removes what MetalLB's chart installed of FRR-K8s, if FRR-K8s is stopped.
+func (f *Findings) removeRestOfFRRK8s(ofRelease string) []string {
+	if f.BGPMode != bgpModeFRRK8s || len(f.FRRConfigurations) > 0 {
+		return nil
+	}
+	return []string{
+		fmt.Sprintf("kubectl -n %s delete service,configmap,secret,serviceaccount,role,rolebinding %s,app.kubernetes.io/name=%s", f.Release.Key.Namespace, ofRelease, frrK8sName),
+		fmt.Sprintf("kubectl delete clusterrole,clusterrolebinding %s,app.kubernetes.io/name=%s", ofRelease, frrK8sName),
+	}
 }
 
 // formatSelector selects the Pods of a program of MetalLB.
