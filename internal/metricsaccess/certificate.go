@@ -7,8 +7,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
+	"log/slog"
 	"math/big"
+	"path/filepath"
+	"sync"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 const (
@@ -37,9 +43,68 @@ func newServingCertificate(clock func() time.Time) (func(*tls.Config), error) {
 		return nil, err
 	}
 	certificate := &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	return serveCertificate(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil }), nil
+}
+
+// serveCertificate returns a function that sets how a server gets its certificate.
+func serveCertificate(getCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) func(*tls.Config) {
 	return func(c *tls.Config) {
 		c.MinVersion = tls.VersionTLS13
 		c.NextProtos = []string{"http/1.1"} // HTTP/2 would cost memory for one reader
-		c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil }
-	}, nil
+		c.GetCertificate = getCertificate
+	}
+}
+
+// certificateReadInterval is how often a certificate is read from its files. The files of a mounted
+// Secret change about a minute after the Secret.
+const certificateReadInterval = 10 * time.Second
+
+// certificateFiles is a certificate that a user has in a directory, and may renew.
+type certificateFiles struct {
+	dir   string
+	clock func() time.Time
+	log   *slog.Logger
+
+	mu        sync.Mutex // guards what follows
+	last      *tls.Certificate
+	readAt    time.Time
+	lastError string
+}
+
+// openCertificateFiles reads the certificate in a directory. The first one has to be usable.
+func openCertificateFiles(dir string, clock func() time.Time, log *slog.Logger) (*certificateFiles, error) {
+	f := &certificateFiles{dir: dir, clock: clock, log: log}
+	if err := f.read(); err != nil {
+		return nil, fmt.Errorf("reading the certificate of the metrics (--metrics-certificate-dir): %w", err)
+	}
+	return f, nil
+}
+
+func (f *certificateFiles) read() error {
+	c, err := tls.LoadX509KeyPair(filepath.Join(f.dir, corev1.TLSCertKey), filepath.Join(f.dir, corev1.TLSPrivateKeyKey))
+	f.readAt = f.clock()
+	if err != nil {
+		return err
+	}
+	f.last = &c
+	return nil
+}
+
+// currentCertificate returns the certificate, which it reads again now and then. While the files
+// cannot be used, it returns the last certificate.
+func (f *certificateFiles) currentCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.clock().Sub(f.readAt) < certificateReadInterval {
+		return f.last, nil
+	}
+	text := ""
+	if err := f.read(); err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != f.lastError {
+		f.log.Warn("reading the certificate of the metrics; the last one stays in use", "error", text)
+	}
+	f.lastError = text
+	return f.last, nil
 }

@@ -61,6 +61,13 @@ func BuildServerOptions(common option.CommonOptions, log *slog.Logger) (metricss
 	if err != nil {
 		return o, fmt.Errorf("creating the certificate of the metrics: %w", err)
 	}
+	if common.MetricsCertificateDir != "" {
+		files, err := openCertificateFiles(common.MetricsCertificateDir, time.Now, log)
+		if err != nil {
+			return o, err
+		}
+		setCertificate = serveCertificate(files.currentCertificate)
+	}
 	o.SecureServing, o.TLSOpts = true, append(o.TLSOpts, setCertificate)
 	o.FilterProvider = func(config *rest.Config, c *http.Client) (metricsserver.Filter, error) {
 		ask, err := newAPIServerReview(config, c)

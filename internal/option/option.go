@@ -30,11 +30,14 @@ const (
 
 // CommonOptions are the options of both binaries.
 type CommonOptions struct {
-	Kubeconfig             string
-	Namespace              string
-	LoadBalancerClass      string
-	MetricsBindAddress     string
-	MetricsProtocol        string
+	Kubeconfig         string
+	Namespace          string
+	LoadBalancerClass  string
+	MetricsBindAddress string
+	MetricsProtocol    string
+	// MetricsCertificateDir has the certificate of the metrics; empty for one that is signed by
+	// itself.
+	MetricsCertificateDir  string
 	HealthProbeBindAddress string
 	LogLevel               string
 	BGPMode                string
@@ -48,6 +51,7 @@ func (c *CommonOptions) DeclareFlags(fs *pflag.FlagSet, metrics, health string) 
 	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
 	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 turns them off")
 	fs.StringVar(&c.MetricsProtocol, "metrics-protocol", MetricsProtocolHTTPS, "https: only for tokens whose user may get /metrics; http: for everybody who reaches the port")
+	fs.StringVar(&c.MetricsCertificateDir, "metrics-certificate-dir", "", "directory with the certificate of the metrics in the files tls.crt and tls.key; empty: a certificate that is signed by itself")
 	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 turns them off")
 	fs.StringVar(&c.BGPMode, "bgp", "enabled", "enabled or disabled: disabled announces only by ARP and NDP, and reads neither BGPPeers nor their Secrets")
 	fs.BoolVar(&c.IgnoreExcludeLabel, "ignore-exclude-lb", false, "let nodes announce that have the label "+names.LabelExcludeNode+"; set it on the controller and on the speakers")

@@ -16,7 +16,7 @@ func TestMigratedValuesFilesRender(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	for name, wants := range map[string][]string{
 		"metallb-0.13-podmonitor.yaml":     {"kind: PodMonitor", "interval: 15s", "release: monitoring", "alert: MetalLBAddressPoolUsage80Percent", "name: GANTRY_GOSSIP_BIND_PORT, value: \"7947\""},
-		"metallb-0.15-servicemonitor.yaml": {"kind: ServiceMonitor", "namespace: observability", "GANTRY_LOAD_BALANCER_CLASS", "kind: ValidatingWebhookConfiguration", "team: network"},
+		"metallb-0.15-servicemonitor.yaml": {"kind: ServiceMonitor", "namespace: observability", "GANTRY_LOAD_BALANCER_CLASS", "kind: ValidatingWebhookConfiguration", "team: network", "secretName: controller-tls", "secretName: speaker-tls"},
 		"metallb-0.16-subchart.yaml":       {"kind: NetworkPolicy", "port: 6444", "GANTRY_IGNORE_EXCLUDE_LB"},
 	} {
 		text, err := os.ReadFile(filepath.Join("testdata", name))

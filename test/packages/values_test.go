@@ -70,6 +70,9 @@ var valuesWithRenderedText = map[string]string{
 	`webhook: {enabled: true, issuerRef: {name: internal, kind: ClusterIssuer}}`:                                    "dnsNames: [gantry-webhook.metallb-system.svc]",
 	`prometheus: {enabled: true, tokenSecret: t, podMonitors: true}`:                                                "kind: PodMonitor",
 	`prometheus: {enabled: true, dashboards: {labels: {board: "yes"}}}`:                                             `board: "yes"`,
+	`controller: {metricsCertificateSecret: own}`:                                                                   "volumes:\n      - name: metrics-certificate\n        secret:\n          secretName: own",
+	`speaker: {metricsCertificateSecret: own}`:                                                                      "{name: metrics-certificate, secret: {secretName: own}}",
+	`prometheus: {enabled: true, tlsConfig: {serverName: gantry.example}}`:                                          "tlsConfig:\n      serverName: gantry.example",
 	`prometheus: {scrapeAnnotations: true}`:                                                                         `prometheus.io/port: "7473"`,
 	`prometheus: {enabled: true, scrapeTimeout: 16s}`:                                                               "scrapeTimeout: 16s",
 	`prometheus: {enabled: true, annotations: {a.example/b: monitor}}`:                                              "a.example/b: monitor",
@@ -97,6 +100,10 @@ var valuesThatRemoveText = map[string]string{
 	`prometheus: {enabled: true, tokenSecret: t, podMonitors: true}`:                                                          "kind: ServiceMonitor",
 	`bgp: {enabled: false}`:       ", NET_BIND_SERVICE",
 	`podSecurity: {check: false}`: "kind: Namespace",
+	// Who has a Secret of his own needs no rights for the one that Gantry creates.
+	`speaker: {gossip: {secretName: own}}`:                                "- gantry-gossip\n  resources:\n  - secrets\n  verbs:\n  - get\n  - watch\n",
+	`webhook: {enabled: true, certificate: Secret}`:                       "- gantry-webhook-certificate\n  resources:\n  - secrets\n  verbs:\n  - get\n  - list\n  - watch\n  - update\n",
+	`webhook: {enabled: true, issuerRef: {name: internal, kind: Issuer}}`: "- gantry-webhook-certificate\n  resources:\n  - secrets\n  verbs:\n  - get\n  - list\n  - watch\n  - update\n",
 }
 
 func TestHelmValuesOfPodsAndMonitorsChangeManifests(t *testing.T) {

@@ -85,4 +85,7 @@ annotations:
 {{- if ne $root.Values.metrics.protocol "https" }}
 - {name: GANTRY_METRICS_PROTOCOL, value: {{ $root.Values.metrics.protocol }}}
 {{- end }}
+{{- if $program.metricsCertificateSecret }}
+- {name: GANTRY_METRICS_CERTIFICATE_DIR, value: /etc/gantry-metrics}
+{{- end }}
 {{- end -}}

@@ -7,7 +7,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- range regexSplit "(?m)^---$" (toString $text) -1 }}
 {{- $o := dict "root" $.root "object" (fromYaml .) }}
 {{- if include "gantry.isWanted" $o }}
-{{- range list "webhookRights" "namespace" "names" "labels" "passwords" "webhook" "monitoring" "networkPolicy" }}
+{{- range list "webhookRights" "ownSecrets" "namespace" "names" "labels" "passwords" "webhook" "monitoring" "networkPolicy" }}
 {{- $_ := include (printf "gantry.change.%s" .) $o }}
 {{- end }}
 ---
@@ -94,6 +94,22 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- end }}
 {{- end -}}
 
+{{/* Rights for Secrets that the programs do not use, because the user has a Secret for the gossip, or for the webhook. */}}
+{{- define "gantry.change.ownSecrets" -}}
+{{- $values := .root.Values }}
+{{- with .object }}
+{{- if and (eq .kind "Role") (eq .metadata.name "gantry-speaker") $values.speaker.gossip.secretName }}
+{{- $rules := list }}
+{{- range .rules }}
+{{- if ne (join "," .resourceNames) "gantry-gossip" }}{{ $rules = append $rules . }}{{ end }}
+{{- end }}
+{{- $_ := set . "rules" $rules }}
+{{- else if and (eq .kind "Role") (eq .metadata.name "gantry-webhook") (or $values.webhook.issuerRef (eq $values.webhook.certificate "Secret")) }}
+{{- range .rules }}{{ $_ := set . "verbs" (without .verbs "update") }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* What the controller may do for the webhook, beside the rights in its namespace. */}}
 {{- define "gantry.change.webhookRights" -}}
 {{- if and .root.Values.webhook.enabled (eq .object.kind "ClusterRole") (eq .object.metadata.name "gantry-controller") }}
@@ -150,6 +166,7 @@ The objects of files that kustomize reads too, with what the values change: (dic
 {{- define "gantry.change.endpointAccess" -}}
 {{- $values := .root.Values.prometheus }}
 {{- with .endpoint }}
+{{- with $values.tlsConfig }}{{ $_ := set $.endpoint "tlsConfig" . }}{{ end }}
 {{- if eq $.root.Values.metrics.protocol "http" }}
 {{- range list "scheme" "tlsConfig" "bearerTokenFile" }}{{ $_ := unset $.endpoint . }}{{ end }}
 {{- else if $values.tokenSecret }}

@@ -89,11 +89,11 @@ speeker: {enabled: true}
 func TestValuesWithoutCounterpartAreNamed(t *testing.T) {
 	want := []string{
 		"configInline", "controller.tlsCipherSuites", "controller.webhookMode", "frrk8s.external", "frrk8s.namespace", "nameOverride", "networkpolicies.defaultDeny",
-		"prometheus.controllerMetricsTLSSecret", "prometheus.podMonitor.additionalMonitors", "prometheus.prometheusRule.additionalMonitors",
+		"prometheus.podMonitor.additionalMonitors", "prometheus.prometheusRule.additionalMonitors",
 		"prometheus.prometheusRule.addressPoolUsage.thresholds[3]", "prometheus.prometheusRule.staleConfig.labels.team",
-		"prometheus.serviceMonitor.controller.tlsConfig", "prometheus.serviceMonitor.speaker.tlsConfig", "prometheus.speakerMetricsTLSSecret",
+		"prometheus.serviceMonitor.controller.tlsConfig", "prometheus.serviceMonitor.speaker.tlsConfig",
 		"speaker.enabled", "speaker.memberlist.enabled", "speaker.wanConfig", "speeker",
-		"tls.cipherSuites", "tls.controllerMetricsTLSSecret", "tls.curvePreferences", "tls.minVersion", "tls.speakerMetricsTLSSecret",
+		"tls.cipherSuites", "tls.curvePreferences", "tls.minVersion",
 	}
 	translation := translateText(t, valuesWithoutCounterpart)
 	var got []string
