@@ -29,10 +29,8 @@ packages-tools: ## build bin/helm, bin/helm3, bin/kustomize, bin/image and bin/c
 	go build -C $(PACK) -o ../../bin/kustomize sigs.k8s.io/kustomize/kustomize/v5
 
 test: deps build packages-tools ## run all tests, and print a line with counts at the end
-	@FUZZ=internal FUZZTIME=20000x $(MAKE) --no-print-directory fuzz
-	@$(MAKE) --no-print-directory alerts
 	bin/lab build-kube
-	go run ./test/run ./...
+	go run ./test/run -beside 'FUZZ=internal FUZZTIME=20000x $(MAKE) --no-print-directory alerts fuzz' ./...
 
 unit: ## run the tests that need neither root nor the lab; SHORT=-short leaves out what takes long
 	go test $(SHORT) ./api/... ./cmd/... ./internal/... ./controller/... ./speaker/... ./test/policy/...

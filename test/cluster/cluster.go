@@ -100,20 +100,23 @@ func (s *Cluster) ApplyManifests(ctx context.Context, manifests string) error {
 }
 
 // awaitNoErrorTimeout limits every wait: on a busy machine a kubectl command alone may take several
-// seconds. pollInterval is the time between two checks, and httpRequestTimeout limits one HTTP
-// request.
+// seconds. pollInterval and maxPollInterval limit the time between two checks, and
+// httpRequestTimeout limits one HTTP request.
 const (
 	awaitNoErrorTimeout = 90 * time.Second
 	pollInterval        = 20 * time.Millisecond
+	maxPollInterval     = time.Second
 	httpRequestTimeout  = 5 * time.Second
 )
 
 // AwaitNoError calls check until it returns nil. The error has the name of what was awaited and the
-// last error of check.
+// last error of check. Between two checks it waits as long as the first one took: a check that runs
+// kubectl would otherwise keep a processor busy that the awaited program needs.
 func AwaitNoError(ctx context.Context, what string, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, awaitNoErrorTimeout)
 	defer cancel()
 	for {
+		begun := time.Now()
 		err := check(ctx)
 		if err == nil {
 			return nil
@@ -121,7 +124,7 @@ func AwaitNoError(ctx context.Context, what string, check func(context.Context) 
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for %s: %w", what, err)
-		case <-time.After(pollInterval):
+		case <-time.After(min(max(time.Since(begun), pollInterval), maxPollInterval)):
 		}
 	}
 }

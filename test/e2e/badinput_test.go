@@ -18,6 +18,7 @@ import (
 // TestUserMistakesAreReportedAndCorrectable makes a mistake of each kind, looks for the reason
 // where a user would, and corrects the mistake without a restart.
 func TestUserMistakesAreReportedAndCorrectable(t *testing.T) {
+	t.Parallel()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	t.Run("a malformed range is rejected with its text", func(t *testing.T) { testMalformedRangeIsRefused(ctx, t, s) })
 	t.Run("a Service reports that there is no pool, and recovers", func(t *testing.T) { testNoPoolIsReported(ctx, t, s) })

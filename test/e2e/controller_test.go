@@ -19,6 +19,7 @@ import (
 // address, and deletes another Service. After the restart the waiting Service gets the free
 // address, and no other address moves.
 func TestControllerRestartKeepsAddresses(t *testing.T) {
+	t.Parallel()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 1})
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
 	for _, name := range []string{"first", "second", "third", "waits"} {

@@ -113,6 +113,7 @@ func awaitNewHolder(ctx context.Context, t *testing.T, s *cluster.Cluster, old s
 // TestAddressFollowsPodOfLocalTrafficPolicy checks externalTrafficPolicy Local: the address follows
 // the Pod, and the Pod sees the client's own address.
 func TestAddressFollowsPodOfLocalTrafficPolicy(t *testing.T) {
+	t.Parallel()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3})
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
 	local := strings.Replace(cluster.ExampleServiceAndDeploymentManifest, "  type: LoadBalancer", "  externalTrafficPolicy: Local\n  type: LoadBalancer", 1)

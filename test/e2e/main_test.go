@@ -1,17 +1,23 @@
 // Package e2e tests Gantry as users see it: on a real cluster, with manifests as they write them,
 // and from a client on the LAN. Each test has a lab of its own. Subtests share it, so each one
-// restores what it changed.
+// restores what it changed. A test that calls t.Parallel runs beside other such tests, each with
+// its lab. A test that judges times, or that may lose no request, does not call it and has the
+// machine for itself.
 package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
+	"golang.org/x/sys/unix"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/gantry-lb/gantry/test/cluster"
@@ -25,7 +31,35 @@ func TestMain(m *testing.M) {
 	// tests' output
 	ctrllog.SetLogger(logr.Discard())
 	_ = lab.ReexecInUserNamespaceUnlessRoot() // each skipped test repeats the error
+	flag.Parse()
+	if err := limitParallelTests(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
+}
+
+// memoryPerLab is what a lab of three nodes needs in bytes, with room to spare.
+const memoryPerLab = 2 << 30
+
+// labsPerProcessor is how many labs run beside each other on one processor. A lab of a test that
+// calls t.Parallel takes a sixth of two processors.
+const labsPerProcessor = 1
+
+// limitParallelTests sets how many tests run beside each other, and so how many labs, if there is
+// memory for them. The flag -parallel takes precedence.
+func limitParallelTests() error {
+	isGiven := false
+	flag.Visit(func(f *flag.Flag) { isGiven = isGiven || f.Name == "test.parallel" })
+	if isGiven {
+		return nil
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("reading the size of the memory: %w", err)
+	}
+	n := min(labsPerProcessor*runtime.NumCPU(), int(uint64(info.Totalram)*uint64(info.Unit)/memoryPerLab))
+	return flag.Set("test.parallel", strconv.Itoa(max(n, 1)))
 }
 
 // labLifeTimeout limits the life of a lab. The longest test takes four minutes on two idle cores.

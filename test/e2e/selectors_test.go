@@ -65,6 +65,7 @@ func l2AdvertisementManifest(spec string) string {
 // TestSelectorEditsChangeAnnouncingNode edits everything that decides which node announces, one
 // after the other, and checks after each edit who answers for both addresses of a Service.
 func TestSelectorEditsChangeAnnouncingNode(t *testing.T) {
+	t.Parallel()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3, Families: lab.DualStack})
 	kubectl := func(args ...string) {
 		t.Helper()

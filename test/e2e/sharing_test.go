@@ -18,6 +18,7 @@ import (
 // to share an address as fast as the API server takes it: nobody asks for all Services, the others
 // are served, and in the end both have the address.
 func TestSharingRightToggledRapidlyHarmsNoOthers(t *testing.T) {
+	t.Parallel()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 1})
 	failOnError(t, s.ApplyManifests(ctx, poolWithRoomForAllServicesManifest))
 	for i, name := range []string{"a", "b"} {

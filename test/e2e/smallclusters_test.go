@@ -56,6 +56,7 @@ func createNamespaceForSpeakers(ctx context.Context, t *testing.T, s *cluster.Cl
 // excludes nodes of the control plane. The condition names the remedy, and the value of the chart
 // works.
 func TestOnlyNodeWithExcludeLabelServes(t *testing.T) {
+	t.Parallel()
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}
@@ -151,6 +152,7 @@ func testSecondReleaseBesideByClass(ctx context.Context, t *testing.T, s *cluste
 // TestClusterWithIPv6OnlyServes: the nodes, the Pods and the Services of the cluster have no IPv4
 // address.
 func TestClusterWithIPv6OnlyServes(t *testing.T) {
+	t.Parallel()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Families: lab.IPv6Only})
 	failOnError(t, s.ApplyManifests(ctx, backendManifest+poolManifestOf("ipv6-only", `"fd00:a8::d0/124"`)+"---\n"+everyPoolAdvertisementManifest+serviceManifestOfClass("ipv6-only", "")))
 	a, err := s.AwaitFirstAddressOfService(ctx, "default", "ipv6-only")
