@@ -245,6 +245,26 @@ func TestOpenConnectionsStayWithFormerHolders(t *testing.T) {
 	})
 }
 
+// TestStrictConnectionTrackingKeepsConnections: with this setting, all packets of unknown
+// connections are invalid.
+func TestStrictConnectionTrackingKeepsConnections(t *testing.T) {
+	runOnSegments(t, func(t *testing.T, s *testSegment, a, b, c *forwardingNode) {
+		for _, n := range s.nodes {
+			n.MustRunInside(func() error {
+				return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", []byte("0"), 0)
+			})
+		}
+		s.moveAddressTo(a)
+		conn := s.open()
+		s.mustBeAnsweredBy(conn, a, "before the moves")
+		s.forward(b, a, nil)
+		s.forward(c, b, a)
+		s.forward(b, c, a)
+		s.moveAddressTo(c)
+		s.mustBeAnsweredBy(conn, a, "after moves to b and c")
+	})
+}
+
 // TestConnectionsThatNobodyKnowsAreResetAtTheEndOfTheChain: c dies with a connection, and a held
 // the address before it. What went astray is dropped, so that the client repeats it, until the
 // rules say that a is the end.

@@ -22,13 +22,21 @@ import (
 )
 
 // measureContinuity counts the connections that fail when a node with a Pod dies, and the open ones
-// that end when addresses move, with the default installation and with the one that keeps them.
+// that end when addresses move, with the default installation and with the one that keeps them. The
+// environment variable CONTINUITY chooses some of the runs: transaction, iptables, or
+// nftables/continuity, for example.
 func measureContinuity(ctx context.Context, dir string) error {
-	if err := measureSteeringTransaction(); err != nil {
-		return err
+	chosen := os.Getenv("CONTINUITY")
+	if strings.HasPrefix("transaction", chosen) {
+		if err := measureSteeringTransaction(); err != nil {
+			return err
+		}
 	}
 	for _, mode := range []string{lab.KubeProxyNFTables, lab.KubeProxyIPTables} {
 		for _, overlay := range []string{"default", "continuity"} {
+			if !strings.HasPrefix(mode+"/"+overlay, chosen) {
+				continue
+			}
 			if err := measureDeathsOfNodes(ctx, fmt.Sprintf("%s-%s-%s", dir, mode, overlay), mode, overlay); err != nil {
 				return fmt.Errorf("with kube-proxy in %s mode and config/%s: %w", mode, overlay, err)
 			}
@@ -70,7 +78,7 @@ func measureDeathsOfNodes(ctx context.Context, dir, mode, overlay string) error 
 				node = name
 			}
 		}
-		outcomes, err := s.KillNodeWhileClientsConnect(ctx, urls, time.Second, node)
+		outcomes, err := s.KillNodeWhileClientsConnect(ctx, cluster.ClientsOnLAN(urls), time.Second, node)
 		if err != nil {
 			return err
 		}

@@ -22,6 +22,8 @@ const (
 // begins each line.
 func measureKeptConnections(ctx context.Context, s *cluster.Cluster, urls []string, label string) error {
 	kubectl := func(args ...string) error { _, err := s.RunKubectl(ctx, "", args...); return err }
+	_, advertisement, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
+	applyAdvertisement := func(extra string) error { return s.ApplyManifests(ctx, advertisement+extra) }
 	first, err := firstHolder(ctx, s)
 	if err != nil {
 		return err
@@ -40,7 +42,30 @@ func measureKeptConnections(ctx context.Context, s *cluster.Cluster, urls []stri
 			if err := kubectl("annotate", "nodes", "--all", names.AnnotationDrainNode+"-"); err != nil {
 				return err
 			}
-			return kubectl("annotate", "service", "everywhere", names.AnnotationRequestedHolder+"="+first)
+			return kubectl("annotate", "--overwrite", "service", "everywhere", names.AnnotationRequestedHolder+"="+first)
+		}},
+		{"move by hand, then a kill of the former holder's speaker", func(holder string) error {
+			if err := kubectl("annotate", "--overwrite", "service", "everywhere", names.AnnotationRequestedHolder+"="+otherNode(holder)); err != nil {
+				return err
+			}
+			if _, err := s.AwaitSingleAnnouncingNode(ctx, "everywhere", holder); err != nil {
+				return err
+			}
+			return s.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGKILL)
+		}},
+		{"edit of a selector", func(holder string) error {
+			if err := kubectl("annotate", "service", "everywhere", names.AnnotationRequestedHolder+"-"); err != nil {
+				return err
+			}
+			return applyAdvertisement(fmt.Sprintf("  nodeSelectors:\n  - matchLabels: {kubernetes.io/hostname: %s}\n", otherNode(holder)))
+		}},
+		{"rebalance", func(string) error {
+			if err := applyAdvertisement("  gantry: {rebalance: Paced}\n"); err != nil {
+				return err
+			}
+			// the selector left both addresses on one node
+			_, err := s.AwaitAnnouncingNodeCount(ctx, "everywhere", 2)
+			return err
 		}},
 		{"rollout of all speakers", func(string) error {
 			return kubectl("-n", "metallb-system", "rollout", "restart", "daemonset/gantry-speaker")
@@ -72,7 +97,15 @@ func measureKeptConnections(ctx context.Context, s *cluster.Cluster, urls []stri
 		fmt.Printf("%s, %s: %d of %d open connections ended; the longest time between two answers is %d ms\n",
 			label, m.name, len(failures), len(urls)*keptConnectionsPerURL, longest.Milliseconds())
 	}
-	return kubectl("annotate", "service", "everywhere", names.AnnotationRequestedHolder+"-")
+	return applyAdvertisement("")
+}
+
+// otherNode returns a node that is not the given one.
+func otherNode(node string) string {
+	if node == "node1" {
+		return "node2"
+	}
+	return "node1"
 }
 
 // firstHolder returns a node that announces an address.

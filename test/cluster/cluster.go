@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -173,9 +174,25 @@ func (s *Cluster) AwaitSingleAnnouncingNode(ctx context.Context, service, not st
 
 // FetchURLFromHost gets a URL from a host of the lab, over a new connection.
 func (s *Cluster) FetchURLFromHost(ctx context.Context, host, url string) (string, error) {
+	return fetchURL(ctx, s.NamespaceOfHost(host).Dial, url)
+}
+
+// FetchURLFromSourceAddress does the same from one of several addresses of the host.
+func (s *Cluster) FetchURLFromSourceAddress(ctx context.Context, host string, source netip.Addr, url string) (string, error) {
+	return fetchURL(ctx, func(ctx context.Context, network, address string) (c net.Conn, err error) {
+		err = s.NamespaceOfHost(host).RunInside(func() (err error) {
+			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), FallbackDelay: -1}
+			c, err = d.DialContext(ctx, network, address)
+			return err
+		})
+		return c, err
+	}, url)
+}
+
+func fetchURL(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error), url string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, httpRequestTimeout)
 	defer cancel()
-	c := http.Client{Transport: &http.Transport{DialContext: s.NamespaceOfHost(host).Dial, DisableKeepAlives: true}}
+	c := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err

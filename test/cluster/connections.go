@@ -107,17 +107,33 @@ func CountFailedConnections(all []ConnectionOutcome, from, to time.Time) (failed
 }
 
 const (
-	// deathConnectionsPerSecond is the rate of each client while a node dies.
+	// deathConnectionsPerSecond is the rate of a client on the LAN while a node dies.
 	deathConnectionsPerSecond = 50
 	// faultObservedInterval is how long connections are watched after a fault. Kubernetes takes
 	// longer to notice the death of a node.
 	faultObservedInterval = 20 * time.Second
 )
 
+// ConnectingClient is a client that opens connections to a URL while a fault is caused.
+type ConnectingClient struct {
+	Host, URL string
+	// ConnectionsPerSecond is its rate.
+	ConnectionsPerSecond int
+}
+
+// ClientsOnLAN returns a client on the LAN for each URL. It opens 50 connections a second.
+func ClientsOnLAN(urls []string) []ConnectingClient {
+	var out []ConnectingClient
+	for _, u := range urls {
+		out = append(out, ConnectingClient{"client", u, deathConnectionsPerSecond})
+	}
+	return out
+}
+
 // FaultOutcome says what a fault cost a client: how many of its connections failed at first, while
 // the fault was noticed, and later.
 type FaultOutcome struct {
-	URL string
+	Client ConnectingClient
 	// NoticeInterval is the time at first.
 	NoticeInterval              time.Duration
 	FailedAtFirst, CountAtFirst int
@@ -127,23 +143,23 @@ type FaultOutcome struct {
 
 // String describes the outcome in one line.
 func (o FaultOutcome) String() string {
-	return fmt.Sprintf("%s: %d of %d connections failed in the first %v, %d of %d after it; median latency %.1f ms before, %.1f ms after",
-		o.URL, o.FailedAtFirst, o.CountAtFirst, o.NoticeInterval, o.Failed, o.Count, float64(o.MedianBefore.Microseconds())/1000, float64(o.MedianAfter.Microseconds())/1000)
+	return fmt.Sprintf("%s from %s: %d of %d connections failed in the first %v, %d of %d after it; median latency %.1f ms before, %.1f ms after",
+		o.Client.URL, o.Client.Host, o.FailedAtFirst, o.CountAtFirst, o.NoticeInterval, o.Failed, o.Count, float64(o.MedianBefore.Microseconds())/1000, float64(o.MedianAfter.Microseconds())/1000)
 }
 
-// KillNodeWhileClientsConnect kills a node while a client opens connections to each URL.
-func (s *Cluster) KillNodeWhileClientsConnect(ctx context.Context, urls []string, notice time.Duration, node string) ([]FaultOutcome, error) {
-	return s.CauseFaultWhileClientsConnect(ctx, urls, notice, func() error { return s.KillNode(ctx, node) })
+// KillNodeWhileClientsConnect kills a node while the clients open connections.
+func (s *Cluster) KillNodeWhileClientsConnect(ctx context.Context, clients []ConnectingClient, notice time.Duration, node string) ([]FaultOutcome, error) {
+	return s.CauseFaultWhileClientsConnect(ctx, clients, notice, func() error { return s.KillNode(ctx, node) })
 }
 
-// CauseFaultWhileClientsConnect causes a fault while a client opens connections to each URL. It
-// counts those apart that begin within the given time after it.
-func (s *Cluster) CauseFaultWhileClientsConnect(ctx context.Context, urls []string, notice time.Duration, causeFault func() error) ([]FaultOutcome, error) {
+// CauseFaultWhileClientsConnect causes a fault while the clients open connections. It counts those
+// apart that begin within the given time after it.
+func (s *Cluster) CauseFaultWhileClientsConnect(ctx context.Context, clients []ConnectingClient, notice time.Duration, causeFault func() error) ([]FaultOutcome, error) {
 	var streams []*ConnectionStream
-	for _, u := range urls {
-		st := s.StartConnectionStream(ctx, "client", u, deathConnectionsPerSecond)
+	for _, c := range clients {
+		st := s.StartConnectionStream(ctx, c.Host, c.URL, c.ConnectionsPerSecond)
 		defer st.StopSending()
-		if err := st.AwaitMoreAnswers(ctx, deathConnectionsPerSecond); err != nil {
+		if err := st.AwaitMoreAnswers(ctx, c.ConnectionsPerSecond); err != nil {
 			return nil, err
 		}
 		streams = append(streams, st)
@@ -160,7 +176,7 @@ func (s *Cluster) CauseFaultWhileClientsConnect(ctx context.Context, urls []stri
 	}
 	var out []FaultOutcome
 	for i, st := range streams {
-		all, o := st.StopAndListOutcomes(), FaultOutcome{URL: urls[i], NoticeInterval: notice}
+		all, o := st.StopAndListOutcomes(), FaultOutcome{Client: clients[i], NoticeInterval: notice}
 		_, _, o.MedianBefore = CountFailedConnections(all, time.Time{}, causedAt)
 		o.FailedAtFirst, o.CountAtFirst, _ = CountFailedConnections(all, causedAt, noticed)
 		o.Failed, o.Count, o.MedianAfter = CountFailedConnections(all, noticed, end)

@@ -31,7 +31,7 @@ func TestOpenConnectionsSurvivePlannedMoves(t *testing.T) {
 
 			m := &keptMoves{s: s, urls: urls}
 			first := awaitHolders(ctx, t, s)
-			m.move(ctx, t, "SIGTERM of the holders' speakers", func() error {
+			m.move(ctx, t, "SIGTERM of the holders' speakers", "", func() error {
 				for _, node := range slices.Compact(slices.Sorted(slices.Values(first))) {
 					if err := s.SignalProgramOrPod(ctx, node, "gantry-speaker", syscall.SIGTERM); err != nil {
 						return err
@@ -41,20 +41,27 @@ func TestOpenConnectionsSurvivePlannedMoves(t *testing.T) {
 			})
 			failOnError(t, s.AwaitGantryRollout(ctx))
 			second := awaitHolders(ctx, t, s)
-			m.move(ctx, t, "drain of a holder", func() error {
-				_, err := s.RunKubectl(ctx, "", "annotate", "node", second[0], names.AnnotationDrainNode+"=true")
-				return err
+			m.move(ctx, t, "drain of a holder", "", func() error {
+				return m.kubectl(ctx, "annotate", "node", second[0], names.AnnotationDrainNode+"=true")
 			})
-			m.move(ctx, t, "move back to the first holder", func() error {
-				if _, err := s.RunKubectl(ctx, "", "annotate", "node", second[0], names.AnnotationDrainNode+"-"); err != nil {
-					return err
+			failOnError(t, m.kubectl(ctx, "annotate", "node", second[0], names.AnnotationDrainNode+"-"))
+			for _, node := range []string{"node1", "node2", "node3", "node2", "node1"} {
+				if slices.Equal(slices.Compact(awaitHolders(ctx, t, s)), []string{node}) {
+					continue
 				}
-				_, err := s.RunKubectl(ctx, "", "annotate", "service", "everywhere", names.AnnotationRequestedHolder+"="+first[0])
-				return err
-			})
-			m.move(ctx, t, "rollout of all speakers", func() error {
-				_, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "rollout", "restart", "daemonset/gantry-speaker")
-				return err
+				m.move(ctx, t, "move by hand to "+node, node, func() error {
+					return m.kubectl(ctx, "annotate", "--overwrite", "service", "everywhere", names.AnnotationRequestedHolder+"="+node)
+				})
+			}
+			for _, node := range []string{"node1", "node2", "node3"} {
+				failOnError(t, s.RestartKubeProxy(ctx, node))
+			}
+			m.awaitMoreAnswers(ctx, t)
+			if mode == lab.KubeProxyNFTables { // kube-proxy has no part in why an address moves
+				m.testSelectorEditAndRebalance(ctx, t)
+			}
+			m.move(ctx, t, "rollout of all speakers", "", func() error {
+				return m.kubectl(ctx, "-n", "metallb-system", "rollout", "restart", "daemonset/gantry-speaker")
 			})
 			failOnError(t, s.AwaitGantryRollout(ctx))
 			m.requireAllAlive(ctx, t)
@@ -71,8 +78,33 @@ type keptMoves struct {
 	names  []string
 }
 
-// move opens connections, causes a move, and waits until all connections have further answers.
-func (m *keptMoves) move(ctx context.Context, t *testing.T, name string, cause func() error) {
+func (m *keptMoves) kubectl(ctx context.Context, args ...string) error {
+	_, err := m.s.RunKubectl(ctx, "", args...)
+	return err
+}
+
+// applyAdvertisement applies the L2Advertisement with extra lines in its spec.
+func (m *keptMoves) applyAdvertisement(ctx context.Context, extra string) error {
+	_, doc, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
+	return m.s.ApplyManifests(ctx, doc+extra)
+}
+
+// testSelectorEditAndRebalance lets a selector admit another node only, and then spreads the two
+// addresses.
+func (m *keptMoves) testSelectorEditAndRebalance(ctx context.Context, t *testing.T) {
+	failOnError(t, m.kubectl(ctx, "annotate", "service", "everywhere", names.AnnotationRequestedHolder+"-"))
+	m.move(ctx, t, "edit of a selector", "node3", func() error {
+		return m.applyAdvertisement(ctx, "  nodeSelectors:\n  - matchLabels: {kubernetes.io/hostname: node3}\n")
+	})
+	m.move(ctx, t, "rebalance", "", func() error {
+		return m.applyAdvertisement(ctx, "  gantry: {rebalance: Paced}\n")
+	})
+	failOnError(t, m.applyAdvertisement(ctx, ""))
+}
+
+// move opens connections, causes a move, and waits until all connections have further answers. If
+// to is not empty, all addresses have to move to this node.
+func (m *keptMoves) move(ctx context.Context, t *testing.T, name, to string, cause func() error) {
 	t.Helper()
 	before := awaitHolders(ctx, t, m.s)
 	k, err := m.s.OpenKeptConnections(ctx, "client", m.urls, keptConnectionsPerURL)
@@ -80,15 +112,23 @@ func (m *keptMoves) move(ctx context.Context, t *testing.T, name string, cause f
 	m.opened, m.names = append(m.opened, k), append(m.names, name)
 	failOnError(t, cause())
 	failOnError(t, cluster.AwaitNoError(ctx, "other holders", func(context.Context) error {
-		if now := awaitHolders(ctx, t, m.s); slices.Equal(now, before) {
-			return fmt.Errorf("they are still %v", now)
+		now := awaitHolders(ctx, t, m.s)
+		isElsewhere := slices.ContainsFunc(now, func(node string) bool { return node != to })
+		if slices.Equal(now, before) || to != "" && isElsewhere {
+			return fmt.Errorf("they are %v, and were %v", now, before)
 		}
 		return nil
 	}))
+	m.awaitMoreAnswers(ctx, t)
+	t.Logf("%s: %s, then %s", name, strings.Join(before, " "), strings.Join(awaitHolders(ctx, t, m.s), " "))
+}
+
+// awaitMoreAnswers waits until all connections have further answers.
+func (m *keptMoves) awaitMoreAnswers(ctx context.Context, t *testing.T) {
+	t.Helper()
 	for _, k := range m.opened {
 		failOnError(t, k.AwaitMoreAnswersOnEach(ctx))
 	}
-	t.Logf("%s: %s, then %s", name, strings.Join(before, " "), strings.Join(awaitHolders(ctx, t, m.s), " "))
 }
 
 // requireAllAlive closes all connections. It fails if one ended before.

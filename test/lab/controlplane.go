@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -140,6 +141,32 @@ conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 	}
 	_, err := s.programs.startProgram(h.namespace, s.logDir(), h.name+"/kube-proxy", filepath.Join(s.options.ControlPlaneProgramsDir, "kube-proxy"), "--config="+path)
 	return err
+}
+
+// proxyHealthPort is the port of kube-proxy's health check.
+const proxyHealthPort = "10256"
+
+// restartKubeProxy kills kube-proxy on a node, starts it again, and waits until it answers its
+// health check.
+func (s *supervisor) restartKubeProxy(ctx context.Context, name string) error {
+	h, before := s.hostByName[name], s.programs.findByName(name+"/kube-proxy")
+	if h == nil || before == nil {
+		return fmt.Errorf("no kube-proxy is running on %q", name)
+	}
+	if err := s.programs.sendSignal(before.name, syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-before.endedSignal
+	if err := s.startKubeProxy(h); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, labStartTimeout)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{DialContext: h.namespace.Dial, DisableKeepAlives: true}}
+	url := "http://" + net.JoinHostPort(h.addresses[0].String(), proxyHealthPort) + "/healthz"
+	return s.programs.findByName(before.name).retryUntilNoErrorOrProcessEnds(ctx, func(ctx context.Context) error {
+		return checkHTTPStatusOK(ctx, &client, url)
+	})
 }
 
 // awaitNodeReady waits until the node is Ready and the API server can be reached from it.

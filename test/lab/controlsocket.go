@@ -63,6 +63,8 @@ func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o sup
 		return s.reviveNode(r.Context(), o.LANHost)
 	case "signal":
 		return s.signalProgramDaemonOrPod(o.LANHost, o.ProgramOrPodPrefix, syscall.Signal(o.Signal))
+	case "restart-proxy":
+		return s.restartKubeProxy(r.Context(), o.LANHost)
 	case "stop-api":
 		s.relay.stopListening()
 	case "start-api":

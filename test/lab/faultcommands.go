@@ -25,6 +25,7 @@ var faultCommands = []faultCommand{
 	{"plug HOST", "Plug a host's cable in again", 1, requestBuilderForHost("plug")},
 	{"kill NODE", "Simulate a power failure of a node", 1, requestBuilderForHost("kill")},
 	{"revive NODE", "Start a killed node again", 1, requestBuilderForHost("revive")},
+	{"restart-proxy NODE", "Kill kube-proxy on a node and start it again", 1, requestBuilderForHost("restart-proxy")},
 	{"unblock HOST", "Remove all blocks of a host", 1, requestBuilderForHost("unblock")},
 	{"heal", "Undo a partition", 0, func([]string) (supervisorRequest, error) { return supervisorRequest{Operation: "heal"}, nil }},
 	{"partition HOST,HOST...", "Separate a group of hosts from all others", 1, func(a []string) (supervisorRequest, error) {

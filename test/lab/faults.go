@@ -49,6 +49,12 @@ func (l *Lab) ReviveNode(ctx context.Context, node string) error {
 	return l.sendControlRequest(ctx, supervisorRequest{Operation: "revive", LANHost: node})
 }
 
+// RestartKubeProxy kills kube-proxy on a node, starts it again, and waits until it answers its
+// health check. Its rules stay meanwhile.
+func (l *Lab) RestartKubeProxy(ctx context.Context, node string) error {
+	return l.sendControlRequest(ctx, supervisorRequest{Operation: "restart-proxy", LANHost: node})
+}
+
 // SignalProgramOrPod sends a signal to the program or the Pod named by target. A program is, for
 // example, kube-proxy on the node, or kube-apiserver, for which the node does not matter. A Pod is
 // found on the node by a prefix of its name, and all its containers get the signal.
