@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -67,6 +69,12 @@ func measureDeathsOfNodes(ctx context.Context, dir, mode, overlay string) error 
 	if err := measureKeptConnections(ctx, s, urls, fmt.Sprintf("kube-proxy in %s mode, config/%s", mode, overlay)); err != nil {
 		return err
 	}
+	baseline, err := startBaselineServer(s)
+	if err != nil {
+		return err
+	}
+	defer baseline.Close()
+	clients := cluster.ClientsOnLAN(append(urls, "http://"+baseline.Addr().String()+"/"))
 	for _, isHolder := range []bool{false, true} {
 		out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicel2statuses", "-o", "jsonpath={.items[*].status.node}")
 		if err != nil {
@@ -78,7 +86,7 @@ func measureDeathsOfNodes(ctx context.Context, dir, mode, overlay string) error 
 				node = name
 			}
 		}
-		outcomes, err := s.KillNodeWhileClientsConnect(ctx, cluster.ClientsOnLAN(urls), time.Second, node)
+		outcomes, err := s.KillNodeWhileClientsConnect(ctx, clients, time.Second, node)
 		if err != nil {
 			return err
 		}
@@ -93,6 +101,17 @@ func measureDeathsOfNodes(ctx context.Context, dir, mode, overlay string) error 
 		}
 	}
 	return nil
+}
+
+// startBaselineServer starts a server on the LAN that no Service leads to. Its latency is that of
+// the machine.
+func startBaselineServer(s *cluster.Cluster) (net.Listener, error) {
+	l, err := s.NamespaceOfHost("router").Listen("tcp", "192.168.0.1:8099")
+	if err != nil {
+		return nil, err
+	}
+	go func() { _ = http.Serve(l, http.NotFoundHandler()) }()
+	return l, nil
 }
 
 // steeredServiceCount and endpointsPerSteeredService are the size of the measured transaction.
