@@ -9,7 +9,7 @@ PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd6
 OVERLAYS = default l2-only continuity webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test check current unit policy alerts e2e model bursts deaths histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
+.PHONY: help build deps test check current unit policy alerts e2e model bursts deaths cuts histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ bursts: deps build ## create 10,000 Services ten times, each time with the loss 
 
 deaths: deps build ## count the writes when a router and a node die, with 1,000 Services on ten nodes; takes fifteen minutes
 	go test -tags deathwrites -count=1 -timeout=40m -v -run 'TestDeathOfA(Router|Node)CostsFewWrites' ./test/e2e
+
+cuts: deps build ## measure how soon the condition of a Service says that its only node is cut off; takes four minutes
+	go test -tags deathwrites -count=1 -timeout=20m -v -run TestConditionSaysThatANodeIsCutOff ./test/e2e
 
 histories: ## run 200,000 random histories of two controllers at the same time, or HISTORIES of them; takes ten minutes
 	go test -count=1 -timeout=10h -v -run TestTwoControllersNeverGiveOneAddressTwice ./controller/assign -rapid.checks=$(or $(HISTORIES),200000)

@@ -133,6 +133,8 @@ type Status struct {
 	MemberNames []string
 	// DeclaredDeadMemberNames are those of them that the election has declared dead, sorted.
 	DeclaredDeadMemberNames []string
+	// DeathAgreedSinceByMember is since when their witnesses agree that they are dead.
+	DeathAgreedSinceByMember map[string]time.Time
 	// RawSocketDenialText says why this node cannot open raw sockets; empty if it can.
 	RawSocketDenialText string
 	// NewElectionEvents are the events of the election since the last Status.

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -311,15 +312,19 @@ func (a *Agent) buildStatus() Status {
 	}
 	slices.SortFunc(held, netip.Addr.Compare)
 	s := Status{
-		Plan:                    a.plan,
-		Holders:                 a.electionMachine.Holders(),
-		HeldAddresses:           held,
-		UsableLinks:             a.portFaults.markUnusableFamiliesOfLinks(a.ownUsableLinks),
-		DownLinks:               a.ownDownLinks,
-		SendFaultByLinkIndex:    a.portFaults.faultByLinkIndex(),
-		MemberNames:             a.liveMemberNames,
-		DeclaredDeadMemberNames: a.declaredDeadMemberNames,
-		NewElectionEvents:       a.unreportedEvents,
+		Plan:                     a.plan,
+		Holders:                  a.electionMachine.Holders(),
+		HeldAddresses:            held,
+		UsableLinks:              a.portFaults.markUnusableFamiliesOfLinks(a.ownUsableLinks),
+		DownLinks:                a.ownDownLinks,
+		SendFaultByLinkIndex:     a.portFaults.faultByLinkIndex(),
+		MemberNames:              a.liveMemberNames,
+		DeclaredDeadMemberNames:  a.declaredDeadMemberNames,
+		DeathAgreedSinceByMember: make(map[string]time.Time, len(a.declaredDeadMemberNames)),
+		NewElectionEvents:        a.unreportedEvents,
+	}
+	for _, name := range a.declaredDeadMemberNames {
+		s.DeathAgreedSinceByMember[name] = elect.DeathAgreedSince(a.electionMachine, name)
 	}
 	for _, ip := range held {
 		s.HeldBindings = append(s.HeldBindings, a.heldBindingByAddress[ip])

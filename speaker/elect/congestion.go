@@ -35,20 +35,36 @@ func (d *decayingMaxDelay) currentDelay(now time.Time) time.Duration {
 	return d.longestDelay >> min(now.Sub(d.observedAt)/recordedDelayHalvingInterval, 63)
 }
 
-// recordBeaconDelay records how late a beacon of the member arrived. Lost beacons before it do not
-// count, as the sequence number shows them.
-func (h *beaconRecord) recordBeaconDelay(seq uint64, f stepContext) {
-	lostCount := seq - h.lastSeq - 1
-	if !h.lastBeaconHeardAt.IsZero() && lostCount < f.timing.beaconsPerSilenceTimeout() {
-		due := h.lastBeaconHeardAt.Add(time.Duration(lostCount+1) * f.timing.BeaconInterval)
-		h.beaconDelay.recordDelay(f.now.Sub(due), f.now)
-	}
-	h.lastBeaconHeardAt = f.now
+// beaconBatch is the last beacon of a member, together with those that arrived with it.
+// previousSeq and previousHeardAt are of the beacon before them, and delayBefore is the delay of
+// the member until then.
+type beaconBatch struct {
+	previousSeq     uint64
+	previousHeardAt time.Time
+	delayBefore     decayingMaxDelay
 }
 
-// beaconsPerSilenceTimeout is how many beacons in a row are lost if a member is cut off. It sends
-// each of them some milliseconds late, and may have stopped for a while, since it hears nobody. So
-// the time until the next one arrives says nothing about how late the member runs.
+// recordBeaconDelay records how late a beacon of the member arrived. Lost beacons before it do not
+// count, as the sequence number shows them. Nor do beacons that arrived together with it: the
+// network held them back, and the member was not late. A kernel does so at the end of a cut, with
+// what waited for the Ethernet address of the watcher. A member that is late itself sends no beacon
+// for the time that it missed.
+func (h *beaconRecord) recordBeaconDelay(seq uint64, f stepContext) {
+	b := &h.lastBatch
+	if h.lastBeaconHeardAt.IsZero() || f.now.Sub(h.lastBeaconHeardAt) >= f.timing.BeaconInterval/2 {
+		*b = beaconBatch{h.lastSeq, h.lastBeaconHeardAt, h.beaconDelay}
+	}
+	h.lastBeaconHeardAt, h.beaconDelay = f.now, b.delayBefore
+	skippedCount := seq - b.previousSeq - 1
+	if !b.previousHeardAt.IsZero() && skippedCount < f.timing.beaconsPerSilenceTimeout() {
+		due := b.previousHeardAt.Add(time.Duration(skippedCount+1) * f.timing.BeaconInterval)
+		h.beaconDelay.recordDelay(f.now.Sub(due), f.now)
+	}
+}
+
+// beaconsPerSilenceTimeout is how many beacons in a row do not arrive in time if a member is cut
+// off. It sends each of them some milliseconds late, and may have stopped for a while, since it
+// hears nobody. So the time until the next one arrives says nothing about how late the member runs.
 func (t *Timing) beaconsPerSilenceTimeout() uint64 {
 	return uint64(t.MemberSilenceTimeout / t.BeaconInterval)
 }
@@ -114,8 +130,10 @@ func (w *livenessWatch) discountOwnDelayFromSilence(late time.Duration) {
 		if !h.isSilent {
 			h.lastSignOfLifeAt = h.lastSignOfLifeAt.Add(late)
 		}
-		if !h.lastBeaconHeardAt.IsZero() {
-			h.lastBeaconHeardAt = h.lastBeaconHeardAt.Add(late)
+		for _, heardAt := range []*time.Time{&h.lastBeaconHeardAt, &h.lastBatch.previousHeardAt} {
+			if !heardAt.IsZero() {
+				*heardAt = heardAt.Add(late)
+			}
 		}
 	}
 }

@@ -59,6 +59,44 @@ func TestLateBeaconsLengthenSilenceTimeout(t *testing.T) {
 	}
 }
 
+// Beacons that arrive together waited in the network. A member that is late itself sends none for
+// the time that it missed, also if this node reads its next beacon together with the late one.
+func TestBeaconsThatArriveTogetherAreNotLate(t *testing.T) {
+	const interval = 50 * time.Millisecond
+	type arrival struct {
+		passedDelay time.Duration
+		count       int // of beacons at this time
+	}
+	patient := interval + recentDelayToleranceFactor*maxRecordedDelay
+	for name, c := range map[string]struct {
+		arrivals []arrival
+		want     time.Duration
+	}{
+		"after a cut of two seconds all arrive at once":    {[]arrival{{2 * time.Second, 40}, {interval, 1}}, DefaultTiming().MemberSilenceTimeout},
+		"after a cut of 400 ms all arrive one by one":      {[]arrival{{8 * interval, 1}, {time.Millisecond, 1}, {time.Millisecond, 1}, {time.Millisecond, 5}}, DefaultTiming().MemberSilenceTimeout},
+		"the member is late by a second":                   {[]arrival{{time.Second + interval, 1}, {interval, 1}}, patient},
+		"the member is late, and this node a little, too":  {[]arrival{{time.Second + 2*interval, 2}, {interval, 1}}, patient},
+		"the member is late, and all arrive after a cut":   {[]arrival{{time.Second + interval, 1}, {interval, 1}, {2 * time.Second, 40}}, patient},
+		"all arrive after a cut, and then the member late": {[]arrival{{2 * time.Second, 40}, {time.Second + interval, 1}}, patient},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, f := newTestLivenessWatch("b", "c")
+			var out outbox
+			seq := uint64(0)
+			for _, a := range append([]arrival{{0, 1}, {interval, 1}}, c.arrivals...) {
+				f.now = f.now.Add(a.passedDelay)
+				for range a.count {
+					seq++
+					w.handleBeacon("b", newTestBeaconReader(seq, f.claimsDigest, 0), f, &out)
+				}
+			}
+			if got := w.silenceTimeoutOf("b", f); got != c.want {
+				t.Errorf("the silence timeout is %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
 // A node that runs late itself has not listened in that time.
 func TestOwnStepDelayDoesNotCountAsMemberSilence(t *testing.T) {
 	m := NewMachine("a", 1, DefaultTiming(), testStart)

@@ -38,9 +38,14 @@ type clusterSimulation struct {
 	// Nodes in the same part reach each other. The gateway is in part 0 of the LAN.
 	gossipPartitionByNode, lanPartitionByNode map[string]int
 	// what the network answers to broadcast requests
-	fabricAnswerMACByAddress      map[netip.Addr]facts.MAC
-	removedHostMAC                facts.MAC
-	deafNodes                     map[string]bool // no message reaches them
+	fabricAnswerMACByAddress map[netip.Addr]facts.MAC
+	removedHostMAC           facts.MAC
+	deafNodes                map[string]bool // no message reaches them
+	// doKernelsQueueDuringCuts: what a node sends during a cut waits in messagesHeldBack, and
+	// arrives when the cut heals. A kernel does so while it asks for the Ethernet address of the
+	// other node.
+	doKernelsQueueDuringCuts      bool
+	messagesHeldBack              []func()
 	maxSentMessagesPerMillisecond int
 	processors                    *busyProcessors // nil: a step takes no time
 	messageCount                  int
@@ -268,6 +273,10 @@ func (w *clusterSimulation) blockGossipOf(part int, names ...string) {
 // members again, since a node declared dead has to refute that first.
 func (w *clusterSimulation) healCuts() {
 	w.gossipPartitionByNode, w.lanPartitionByNode = map[string]int{}, map[string]int{}
+	for i, deliver := range w.messagesHeldBack {
+		w.scheduleEvent(time.Duration(i)*10*time.Microsecond, deliver)
+	}
+	w.messagesHeldBack = nil
 	w.scheduleEvent(time.Duration(50+w.random.Intn(350))*time.Millisecond, func() {
 		for i, name := range w.nodeNames {
 			w.exchangeStates(name, w.nodeNames[(i+1)%len(w.nodeNames)])

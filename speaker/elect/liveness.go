@@ -35,6 +35,8 @@ type livenessWatch struct {
 	// silent node that each of them reports.
 	reportedNoncesBySilentNode map[string]map[string]uint64
 	deadRunNonceByNode         map[string]uint64 // nonce of the run that ended
+	// deathAgreedSinceByNode is since when the witnesses of a silent node agree that it is dead.
+	deathAgreedSinceByNode map[string]time.Time
 	// suspectedSinceByNode is when the first of these witnesses reported the node.
 	// deathConfirmationDelayByNode is how long they must report it, after it was declared dead by
 	// mistake.
@@ -62,8 +64,10 @@ type beaconRecord struct {
 	memberNonce, lastSeq uint64
 	lastSignOfLifeAt     time.Time
 	// lastBeaconHeardAt is when the beacon with lastSeq arrived; zero if this node was paused
-	// since. beaconDelay is how late the member's beacons come.
+	// since. lastBatch is that beacon with those that arrived together with it. beaconDelay is how
+	// late the member's beacons come.
 	lastBeaconHeardAt time.Time
+	lastBatch         beaconBatch
 	beaconDelay       decayingMaxDelay
 	isSilent          bool
 	// silenceReportedAt is when this node last reported the silence to the others. retractionsLeft
@@ -79,7 +83,7 @@ func newLivenessWatch() livenessWatch {
 		recordsByMember: map[string]*beaconRecord{}, reportedNoncesBySilentNode: map[string]map[string]uint64{},
 		deadRunNonceByNode: map[string]uint64{}, leavingNodes: map[string]bool{},
 		connectedWitnessesBySilentNode: map[string]map[string]bool{}, lastSeenAtBySilentNode: map[string]time.Time{},
-		suspectedSinceByNode: map[string]time.Time{}, deathConfirmationDelayByNode: map[string]*decayingMaxDelay{},
+		suspectedSinceByNode: map[string]time.Time{}, deathAgreedSinceByNode: map[string]time.Time{}, deathConfirmationDelayByNode: map[string]*decayingMaxDelay{},
 	}
 }
 
@@ -95,7 +99,7 @@ func (w *livenessWatch) lastSeenAt(n string) time.Time { return w.lastSeenAtBySi
 func (w *livenessWatch) restartSilenceTimers(now time.Time) {
 	w.lastMessageReceivedAt = now
 	for _, h := range w.recordsByMember {
-		h.lastSignOfLifeAt, h.lastBeaconHeardAt = now, time.Time{}
+		h.lastSignOfLifeAt, h.lastBeaconHeardAt, h.lastBatch.previousHeardAt = now, time.Time{}, time.Time{}
 	}
 }
 
@@ -113,6 +117,7 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 	}
 	maps.DeleteFunc(w.deathConfirmationDelayByNode, func(n string, _ *decayingMaxDelay) bool { _, ok := members[n]; return !ok })
 	maps.DeleteFunc(w.suspectedSinceByNode, func(n string, _ time.Time) bool { _, ok := members[n]; return !ok })
+	maps.DeleteFunc(w.deathAgreedSinceByNode, func(n string, _ time.Time) bool { _, ok := members[n]; return !ok })
 	// a witness that left cannot retract its report
 	for n, by := range w.reportedNoncesBySilentNode {
 		maps.DeleteFunc(by, func(w string, _ uint64) bool { _, ok := members[w]; return !ok })
@@ -120,12 +125,14 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 		if len(by) == 0 {
 			delete(w.reportedNoncesBySilentNode, n)
 			delete(w.deadRunNonceByNode, n)
+			delete(w.deathAgreedSinceByNode, n)
 			delete(w.connectedWitnessesBySilentNode, n)
 		}
 	}
 	for n, nonce := range w.deadRunNonceByNode {
 		if p, ok := members[n]; !ok || (p.RunNonce != 0 && p.RunNonce != nonce) {
 			delete(w.deadRunNonceByNode, n)
+			delete(w.deathAgreedSinceByNode, n)
 			delete(w.reportedNoncesBySilentNode, n)
 		}
 	}

@@ -29,16 +29,20 @@ func TestNodeCutOffAgainIsSoonDeclaredDead(t *testing.T) {
 		cutDuration           time.Duration
 		nodeCount             int
 		doesVictimLoseMembers bool
+		doKernelsQueue        bool
 	}{
 		"a short cut of one of two nodes":                    {cutDuration: 2 * time.Second, nodeCount: 2},
 		"a cut of one of two nodes that gossip just misses":  {cutDuration: 4500 * time.Millisecond, nodeCount: 2},
 		"the node that is cut off loses the other one":       {cutDuration: 4500 * time.Millisecond, nodeCount: 2, doesVictimLoseMembers: true},
 		"a long cut of one of two nodes":                     {cutDuration: 9 * time.Second, nodeCount: 2},
 		"a cut of one of four nodes that gossip just misses": {cutDuration: 4500 * time.Millisecond, nodeCount: 4},
+		"kernels queue during a cut of half a second":        {cutDuration: 500 * time.Millisecond, nodeCount: 2, doKernelsQueue: true},
+		"kernels queue during a cut of two seconds":          {cutDuration: 2 * time.Second, nodeCount: 2, doKernelsQueue: true},
+		"kernels of four nodes queue during a cut":           {cutDuration: 2 * time.Second, nodeCount: 4, doKernelsQueue: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newClusterSimulation(t, 1, c.nodeCount, 4)
-			w.timerLateness = 8 * time.Millisecond
+			w.timerLateness, w.doKernelsQueueDuringCuts = 8*time.Millisecond, c.doKernelsQueue
 			w.startAllSpeakers()
 			w.runSimulationFor(6*time.Second, nil)
 			victim, observer := w.nodeNames[0], w.nodeNames[1]
@@ -53,8 +57,13 @@ func TestNodeCutOffAgainIsSoonDeclaredDead(t *testing.T) {
 			w.healCuts()
 			w.runSimulationFor(3*time.Second, nil)
 			confirmation := DefaultTiming().MemberSilenceTimeout + 2*DefaultTiming().BeaconInterval
-			if again := w.declaredDeadDelay(victim, observer); again > first+confirmation {
+			again := w.declaredDeadDelay(victim, observer)
+			if again > first+confirmation {
 				t.Errorf("the node is declared dead after %v, and after %v when it is cut off again, want %v more at most", first, again, confirmation)
+			}
+			const checkInterval = 10 * time.Millisecond // of declaredDeadDelay
+			if agreed := w.now.Sub(DeathAgreedSince(w.nodesByName[observer].machine, victim)); agreed < again-first-checkInterval {
+				t.Errorf("when it is declared dead, the witnesses agree for %v, want %v", agreed, again-first)
 			}
 		})
 	}

@@ -5,15 +5,20 @@ import "time"
 // transmitMessage delivers a message unless it is lost.
 func (w *clusterSimulation) transmitMessage(n *simNode, e SendMessage) {
 	to := w.nodesByName[e.To]
-	if !w.canGossip(n.name, e.To) || w.deafNodes[e.To] || w.random.Float64() < w.messageLossRate {
-		return
-	}
 	m := to.machine
-	w.scheduleEvent(time.Duration(w.random.Int63n(int64(w.maxMessageDelay))), func() {
+	deliver := func() {
 		if to.machine == m {
 			w.stepNode(to, MessageReceived{From: n.name, Payload: e.Payload})
 		}
-	})
+	}
+	if w.doKernelsQueueDuringCuts && !w.canGossip(n.name, e.To) {
+		w.messagesHeldBack = append(w.messagesHeldBack, deliver)
+		return
+	}
+	if !w.canGossip(n.name, e.To) || w.deafNodes[e.To] || w.random.Float64() < w.messageLossRate {
+		return
+	}
+	w.scheduleEvent(time.Duration(w.random.Int63n(int64(w.maxMessageDelay))), deliver)
 }
 
 // simBulkQueueLimit is how many bulk messages wait on a node, as in package members.

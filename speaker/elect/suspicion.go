@@ -58,6 +58,7 @@ func (w *livenessWatch) recordAndJudgeWitnessReport(n, by string, nonce uint64, 
 	if !silent {
 		delete(w.reportedNoncesBySilentNode[n], by)
 		delete(w.connectedWitnessesBySilentNode[n], by)
+		w.recordAgreement(n, f)
 		return len(w.reportedNoncesBySilentNode[n]) == 0 && w.declareAlive(n, f)
 	}
 	if w.reportedNoncesBySilentNode[n] == nil {
@@ -72,6 +73,7 @@ func (w *livenessWatch) declareAlive(n string, f stepContext) bool {
 	_, was := w.deadRunNonceByNode[n]
 	delete(w.reportedNoncesBySilentNode, n)
 	delete(w.deadRunNonceByNode, n)
+	delete(w.deathAgreedSinceByNode, n)
 	delete(w.connectedWitnessesBySilentNode, n)
 	delete(w.lastSeenAtBySilentNode, n)
 	if was {
@@ -81,10 +83,34 @@ func (w *livenessWatch) declareAlive(n string, f stepContext) bool {
 	return was
 }
 
-// judgeSilence decides whether a silent node is dead. Two witnesses that report the same run of the
-// node are enough. One witness is enough if a gateway or another node answers it, and if no second
-// watcher is alive that still hears the node. It reports whether the node is now declared dead.
+// judgeSilence decides whether a silent node is dead: the witnesses agree, and have reported it for
+// the confirmation delay. It reports whether the node is now declared dead.
 func (w *livenessWatch) judgeSilence(n string, f stepContext) bool {
+	nonce, isAgreed := w.recordAgreement(n, f)
+	if !isAgreed || w.isDeclaredDead(n, nonce) || f.now.Sub(w.suspectedSinceByNode[n]) < w.deathConfirmationDelay(n, f) {
+		return false
+	}
+	w.deadRunNonceByNode[n] = nonce
+	w.adoptUnwatchedNodes(f)
+	return true
+}
+
+// recordAgreement records since when the witnesses agree that a node is dead. It returns the nonce
+// of the run about which they do.
+func (w *livenessWatch) recordAgreement(n string, f stepContext) (nonce uint64, isAgreed bool) {
+	nonce, isAgreed = w.agreedNonce(n, f.members)
+	if _, known := w.deathAgreedSinceByNode[n]; !isAgreed {
+		delete(w.deathAgreedSinceByNode, n)
+	} else if !known {
+		w.deathAgreedSinceByNode[n] = f.now
+	}
+	return nonce, isAgreed
+}
+
+// agreedNonce returns the nonce of the run of a node that the witnesses agree is dead. Two
+// witnesses that report the same run are enough. One witness is enough if a gateway or another node
+// answers it, and if no second watcher is alive that still hears the node.
+func (w *livenessWatch) agreedNonce(n string, members *membership) (nonce uint64, isAgreed bool) {
 	by := w.reportedNoncesBySilentNode[n]
 	votes := map[uint64]int{}
 	for _, nonce := range by {
@@ -92,17 +118,11 @@ func (w *livenessWatch) judgeSilence(n string, f stepContext) bool {
 	}
 	for _, witness := range slices.Sorted(maps.Keys(by)) {
 		nonce := by[witness]
-		if votes[nonce] < watchersPerMember && !(w.isConnectedWitness(n, witness) && w.hasNoContradictingWatcher(n, witness, f.members)) {
-			continue
+		if votes[nonce] >= watchersPerMember || w.isConnectedWitness(n, witness) && w.hasNoContradictingWatcher(n, witness, members) {
+			return nonce, true
 		}
-		if w.isDeclaredDead(n, nonce) || f.now.Sub(w.suspectedSinceByNode[n]) < w.deathConfirmationDelay(n, f) {
-			return false
-		}
-		w.deadRunNonceByNode[n] = nonce
-		w.adoptUnwatchedNodes(f)
-		return true
 	}
-	return false
+	return 0, false
 }
 
 // hasNoContradictingWatcher reports whether no other watcher of the node is alive and hears it. A

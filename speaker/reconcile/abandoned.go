@@ -11,18 +11,20 @@ import (
 )
 
 const (
-	// deadMemberReportDelay is how long the election must have declared a member dead until this
-	// node writes so. The gossip takes some 10 s to give it up. A shorter delay would report pauses
-	// of a process or a virtual machine. With a longer one, the condition of a Service whose only
-	// holder dies would come later than 2 s.
+	// deadMemberReportDelay is how long the witnesses of a member must agree that it is dead until
+	// this node writes so, provided that the election has declared it dead. The gossip takes some
+	// 10 s to give it up. A shorter delay would report pauses of a process or a virtual machine.
+	// With a longer one, the condition of a Service whose only holder dies would come later than
+	// 2 s.
 	deadMemberReportDelay = time.Second
 	// deadNodeL2StatusRemovalDelay is how long after the loss of a member its ServiceL2Statuses are
 	// removed. A speaker that lives and cannot be reached has corrected its SpeakerStatus by then.
 	deadNodeL2StatusRemovalDelay = ownStatusMarkedDeadCheckDelay + 2*time.Second
 )
 
-// declaredDeadMembers are members of the gossip that the election has declared dead, and since
-// when.
+// declaredDeadMembers are members of the gossip that the election has declared dead, and since when
+// their witnesses agree. After a death that was taken back the election declares the next one later
+// than that.
 type declaredDeadMembers map[string]time.Time
 
 // livingMembers returns the members of the Status that live. nextCheckIn is when to ask
@@ -30,7 +32,10 @@ type declaredDeadMembers map[string]time.Time
 func (m declaredDeadMembers) livingMembers(s agent.Status, now time.Time) (living []string, nextCheckIn time.Duration) {
 	maps.DeleteFunc(m, func(name string, _ time.Time) bool { return !slices.Contains(s.DeclaredDeadMemberNames, name) })
 	for _, name := range s.DeclaredDeadMemberNames {
-		if _, known := m[name]; !known {
+		if _, known := m[name]; known {
+			continue
+		}
+		if m[name] = s.DeathAgreedSinceByMember[name]; m[name].IsZero() {
 			m[name] = now
 		}
 	}

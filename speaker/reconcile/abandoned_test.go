@@ -64,6 +64,13 @@ func TestSilentMemberCountsAsGoneAfterTimeout(t *testing.T) {
 	start := time.Unix(1_700_000_000, 0)
 	s := agent.Status{MemberNames: []string{"a", "b", "c"}, DeclaredDeadMemberNames: []string{"b"}}
 	m := declaredDeadMembers{}
+	// The election waits before it declares a member dead about which it was wrong before. That
+	// does not delay the report.
+	waited := s
+	waited.DeathAgreedSinceByMember = map[string]time.Time{"b": start.Add(-time.Second / 4)}
+	if _, check := (declaredDeadMembers{}).livingMembers(waited, start); check != deadMemberReportDelay-time.Second/4 {
+		t.Errorf("a member about which the witnesses agree for 250 ms is looked at again in %v", check)
+	}
 	for _, c := range []struct {
 		after  time.Duration
 		living []string

@@ -114,7 +114,7 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 func TestDeathOfANodeCostsFewWrites(t *testing.T) {
 	ctx, h := startWriteCountTestCluster(t)
 	failOnError(t, h.ApplyManifests(ctx, writeCountL2AdvertisementManifest))
-	victim := h.chooseNodeWithoutController(ctx)
+	victim := chooseNodeWithoutControllerPod(ctx, t, h.Cluster)
 	held := 0
 	awaitAllHeld := func(what, without string) {
 		h.awaitNoErrorForLongChange(ctx, what, func(ctx context.Context) error {
@@ -143,18 +143,20 @@ func TestDeathOfANodeCostsFewWrites(t *testing.T) {
 	})
 }
 
-// chooseNodeWithoutController returns a node on which no controller runs, nor the Pod of the
+// chooseNodeWithoutControllerPod returns a node on which no controller runs, nor the Pod of the
 // Services.
-func (h *writeCountTestCluster) chooseNodeWithoutController(ctx context.Context) string {
-	h.t.Helper()
-	used, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].spec.nodeName}")
-	failOnError(h.t, err)
-	for i := h.nodeCount; i > 1; i-- {
-		if name := fmt.Sprintf("node%d", i); !slices.Contains(strings.Fields(used), name) {
+func chooseNodeWithoutControllerPod(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
+	t.Helper()
+	used, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].spec.nodeName}")
+	failOnError(t, err)
+	nodes, err := s.RunKubectl(ctx, "", "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
+	failOnError(t, err)
+	for _, name := range strings.Fields(nodes) {
+		if name != "node1" && !slices.Contains(strings.Fields(used), name) {
 			return name
 		}
 	}
-	h.t.Fatalf("controllers run on every node: %s", used)
+	t.Fatalf("controllers run on every node: %s", used)
 	return ""
 }
 
