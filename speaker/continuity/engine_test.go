@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
 // fakePacketRules are packet rules in memory.
@@ -179,6 +181,15 @@ func TestAddressesThatRoutersSendAreSteeredOnUsableLinks(t *testing.T) {
 	e.traffic = deadTraffic()
 	if got := e.announcedAddresses()[address]; len(got) != 1 || got[0] != 2 {
 		t.Errorf("the held address may arrive on %v, want the link 2", got)
+	}
+	routed, withdrawn := address.Next(), address.Next().Next()
+	e.traffic.Plan.BGPVerdicts = plan.NewSortedList(
+		&plan.BGPVerdict{Reason: names.ReasonAnnounced, Addresses: []netip.Addr{address, routed}},
+		&plan.BGPVerdict{Reason: names.ReasonNodeExcluded, Addresses: []netip.Addr{withdrawn}})
+	for a, want := range map[netip.Addr][]int{address: {2, 3}, routed: {2, 3}, withdrawn: nil} {
+		if got := e.announcedAddresses()[a]; !slices.Equal(got, want) {
+			t.Errorf("%v may arrive on %v, want the links %v", a, got, want)
+		}
 	}
 }
 
