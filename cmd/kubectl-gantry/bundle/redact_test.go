@@ -13,14 +13,11 @@ import (
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
-	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
 // manifestsWithSecrets have PLANTED wherever a secret may be, and KEPT in what the bundle needs.
@@ -147,29 +144,6 @@ var keptTexts = []string{
 	"--load-balancer-class=KEPT-class", "--bgp=KEPT-bgp", "KEPT-env", "KEPT-switch", "KEPT-podnode", "KEPT-reason", "KEPT-event", "mode: KEPT-mode", "strictARP: true", "KEPT-webhook", "KEPT-speaker", "restartCount",
 }
 
-// newFakeAPI returns an API server in memory with the objects of manifests.
-func newFakeAPI(t *testing.T, manifests string) (client.WithWatch, *runtime.Scheme) {
-	t.Helper()
-	scheme, err := configuration.NewScheme()
-	if err != nil {
-		t.Fatal(err)
-	}
-	decoder := serializer.NewCodecFactory(scheme).UniversalDeserializer()
-	builder := fake.NewClientBuilder().WithScheme(scheme).WithReturnManagedFields().WithRESTMapper(configuration.NewOfflineRESTMapper(scheme, objects.PluginOnlyAPIGroups...)).
-		WithIndex(&corev1.Event{}, "reason", func(o client.Object) []string { return []string{o.(*corev1.Event).Reason} })
-	for _, part := range strings.Split(manifests, "\n---\n") {
-		if strings.TrimSpace(part) == "" {
-			continue
-		}
-		o, _, err := decoder.Decode([]byte(part), nil, nil)
-		if err != nil {
-			t.Fatalf("%v:\n%s", err, part)
-		}
-		builder.WithObjects(o.(client.Object))
-	}
-	return builder.Build(), scheme
-}
-
 // collectionFrom collects everything from an API.
 func collectionFrom(api objects.APIClient) Collection {
 	return Collection{
@@ -186,13 +160,13 @@ func collectionFrom(api objects.APIClient) Collection {
 // TestBundleHasNoSecrets plants a word wherever a secret or a note of a tenant may be, and looks
 // for it in the archive.
 func TestBundleHasNoSecrets(t *testing.T) {
-	api, scheme := newFakeAPI(t, manifestsWithSecrets)
+	api := clustertest.NewAPIBuilder(t, manifestsWithSecrets).Build()
 	b, err := Collect(t.Context(), collectionFrom(api))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var archive bytes.Buffer
-	if err := b.WriteArchive(&archive, scheme); err != nil {
+	if err := b.WriteArchive(&archive, api.Scheme()); err != nil {
 		t.Fatal(err)
 	}
 	all := unpackArchive(t, archive.Bytes())
@@ -239,13 +213,13 @@ func TestSecretsAreAbsentButForTheirFaults(t *testing.T) {
 			t.Errorf("%q becomes %q, want %q", password, got, want)
 		}
 	}
-	api, scheme := newFakeAPI(t, manifestsWithSecrets)
+	api := clustertest.NewAPIBuilder(t, manifestsWithSecrets).Build()
 	b, err := Collect(t.Context(), collectionFrom(api))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var listed corev1.SecretList
-	from := NewClient(b, scheme, api.RESTMapper())
+	from := NewClient(b, api.Scheme(), api.RESTMapper())
 	if err := from.List(t.Context(), &listed, client.InNamespace(names.DefaultNamespace), client.MatchingFields{"type": string(corev1.SecretTypeBasicAuth)}); err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +261,7 @@ status: {phase: Running}
 	for container, wantAsked := range map[string]bool{
 		"args: []": true, "args: [--bgp=enabled]": true, "args: [--bgp=disabled]": false, "env: [{name: GANTRY_BGP, value: disabled}]": false,
 	} {
-		api, _ := newFakeAPI(t, strings.Replace(speaker, "%", container, 1))
+		api := clustertest.NewAPIBuilder(t, strings.Replace(speaker, "%", container, 1)).Build()
 		collection, isAsked := collectionFrom(api), false
 		collection.FetchRoutePage = func(context.Context, string) ([]byte, error) {
 			isAsked = true

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/bundle"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
@@ -60,7 +61,7 @@ func expectBundleAnswersAlike[T any](t *testing.T, api client.WithWatch, fromClu
 func TestBundleAnswersEveryCommandAsTheClusterDid(t *testing.T) {
 	manifests := installationManifests + workingServiceManifests + routerManifests + webhookManifest
 	for name, more := range map[string]string{"a healthy cluster": "", "a second Gantry": "apiVersion: gantry.dev/v1alpha1\nkind: SpeakerStatus\nmetadata: {name: node1, namespace: network}\n---\n", "MetalLB": metalLBManifest, "ipvs": ipvsWithoutStrictARPManifest} {
-		api := newFakeAPIBuilder(t, manifests+more).Build()
+		api := clustertest.NewAPIBuilder(t, manifests+more).Build()
 		for question, ask := range map[string]func(context.Context, *Explainer) (string, error){
 			"status":       func(ctx context.Context, e *Explainer) (string, error) { return printed(e.ExplainInstallation(ctx)) },
 			"explain node": func(ctx context.Context, e *Explainer) (string, error) { return printed(e.ExplainNode(ctx, "node1")) },

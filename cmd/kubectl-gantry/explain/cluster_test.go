@@ -6,15 +6,12 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
-	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
 // fakeNow is the time of the tests; the objects below are from shortly before.
@@ -114,43 +111,6 @@ status: {node: node1, serviceName: web, serviceNamespace: default, gantry: {addr
 ---
 `
 
-// decodeManifests returns the objects of manifests.
-func decodeManifests(t *testing.T, text string) []client.Object {
-	t.Helper()
-	scheme, err := configuration.NewScheme()
-	if err != nil {
-		t.Fatal(err)
-	}
-	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
-	var out []client.Object
-	for _, part := range strings.Split(text, "\n---\n") {
-		if strings.TrimSpace(part) == "" {
-			continue
-		}
-		o, _, err := decoder.Decode([]byte(part), nil, nil)
-		if err != nil {
-			t.Fatalf("%v:\n%s", err, part)
-		}
-		out = append(out, o.(client.Object))
-	}
-	return out
-}
-
-// newFakeAPIBuilder returns an API server in memory.
-func newFakeAPIBuilder(t *testing.T, manifests string) *fake.ClientBuilder {
-	t.Helper()
-	scheme, err := configuration.NewScheme()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fake.NewClientBuilder().WithScheme(scheme).WithObjects(decodeManifests(t, manifests)...).
-		WithRESTMapper(configuration.NewOfflineRESTMapper(scheme, objects.PluginOnlyAPIGroups...)).
-		WithReturnManagedFields().
-		WithIndex(&corev1.Secret{}, "type", func(o client.Object) []string { return []string{string(o.(*corev1.Secret).Type)} }).
-		WithIndex(&corev1.Event{}, "reason", func(o client.Object) []string { return []string{o.(*corev1.Event).Reason} }).
-		WithIndex(&corev1.Service{}, "metadata.name", func(o client.Object) []string { return []string{o.GetName()} })
-}
-
 func newTestExplainer(api client.WithWatch) *Explainer {
 	return NewExplainer(ExplainerOptions{
 		ObjectReader: objects.NewReader(api, LabelsFuncByIndex), GantryNamespace: names.DefaultNamespace,
@@ -162,7 +122,7 @@ func newTestExplainer(api client.WithWatch) *Explainer {
 // of it, which has to answer alike.
 func explainTestService(t *testing.T, manifests string) *report.Report {
 	t.Helper()
-	api := newFakeAPIBuilder(t, manifests).Build()
+	api := clustertest.NewAPIBuilder(t, manifests).Build()
 	ask := func(ctx context.Context, e *Explainer) (*report.Report, error) {
 		return e.ExplainService(ctx, client.ObjectKey{Namespace: "default", Name: "web"})
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -24,7 +25,7 @@ func documentedReport(t *testing.T, situation string) (command string, answer *r
 	t.Helper()
 	manifests := installationManifests + workingServiceManifests
 	if situation == "status" {
-		r, err := newTestExplainer(newFakeAPIBuilder(t, applyManifestEdits(t, manifests, podsNotReadyEdits)).Build()).ExplainInstallation(t.Context())
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, applyManifestEdits(t, manifests, podsNotReadyEdits)).Build()).ExplainInstallation(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

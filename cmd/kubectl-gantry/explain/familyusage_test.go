@@ -8,6 +8,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -25,12 +26,12 @@ func TestPoolsWithTwoFamiliesAreCountedByFamily(t *testing.T) {
 		{"the pool", explainFuncForObject((*Explainer).ExplainPool, "first-pool"), "first-pool: addresses: it is full for IPv4: 2 IPv4 addresses in use, 0 free; 100 IPv6 addresses in use, 9223372036854775807 free: add a range to spec.addresses [PoolExhausted]"},
 		{"the installation", (*Explainer).ExplainInstallation, "Gantry is not well: pool first-pool: it is full for IPv4: all of its 2 addresses are in use [PoolExhausted]"},
 	} {
-		r, err := c.ask(newTestExplainer(newFakeAPIBuilder(t, manifests).Build()), t.Context())
+		r, err := c.ask(newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()), t.Context())
 		if err != nil || r.Result != report.ResultNotWell || r.AnswerWithReason() != c.want {
 			t.Errorf("%s: %v, %+v, want %s", c.name, err, r, c.want)
 		}
 	}
-	l, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ListPools(t.Context())
+	l, err := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()).ListPools(t.Context())
 	if err != nil || l.Result != report.ResultNotWell || len(l.Rows) != 1 || strings.Contains(strings.Join(l.Rows[0], " "), " -") || !strings.HasPrefix(l.Rows[0][1], "████████████████████") {
 		t.Errorf("%v, %+v, want a full bar and no negative number", err, l)
 	}
@@ -45,7 +46,7 @@ func TestPoolWithOneFreeFamilyServesNoServiceThatNeedsBoth(t *testing.T) {
 	for policy, want := range map[string]report.Result{"RequireDualStack": report.ResultNotWell, "PreferDualStack": report.ResultWell} {
 		edits := append(dualStackPoolEdits("assignedIPv4: 2, assignedIPv6: 0, availableIPv4: 0, availableIPv6: 5"), noAddressEdits("PoolExhausted", "x")...)
 		edits = append(edits, manifestEdit{"clusterIPs: [10.96.0.10]", "clusterIPs: [10.96.0.10, 'fd00:96::a'], ipFamilies: [IPv4, IPv6], ipFamilyPolicy: " + policy})
-		r, err := newTestExplainer(newFakeAPIBuilder(t, applyManifestEdits(t, installationManifests+workingServiceManifests, edits)).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, applyManifestEdits(t, installationManifests+workingServiceManifests, edits)).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -70,7 +71,7 @@ func TestExcludedNodesMayAnnounceIfFlagSaysSo(t *testing.T) {
 		if r := explainTestService(t, manifests); r.Result != report.ResultWell {
 			t.Errorf("%s: %s", flag, r.AnswerWithReason())
 		}
-		r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainNode(t.Context(), "node1")
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()).ExplainNode(t.Context(), "node1")
 		if err != nil || r.Result != report.ResultWell {
 			t.Errorf("%s: %v, %s", flag, err, r.AnswerWithReason())
 		}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -53,11 +54,11 @@ func TestDeadSpeakersDoNotAnswer(t *testing.T) {
 		{"silent", silent, report.ResultNotWell, "node1 answered for 1 and is silent since 2026-03-01 11:40:30 UTC, node2 answers for 0", 1},
 	} {
 		manifests := applyManifestEdits(t, installationManifests+workingServiceManifests, []manifestEdit{c.edit})
-		l, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ListHolders(t.Context())
+		l, err := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()).ListHolders(t.Context())
 		if err != nil || l.Result != c.wantResult || l.Title != c.wantTitle || len(l.Rows) != c.wantRows {
 			t.Errorf("%s: %v, %+v, want %s: %s", c.name, err, l, c.wantResult, c.wantTitle)
 		}
-		r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainAddress(t.Context(), "192.168.0.201")
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()).ExplainAddress(t.Context(), "192.168.0.201")
 		if err != nil {
 			t.Fatal(err)
 		}

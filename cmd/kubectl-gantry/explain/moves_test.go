@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -31,7 +32,7 @@ func fillMovesOfNode2(t *testing.T, manifests string) string {
 }
 
 func TestListMoves(t *testing.T) {
-	l, err := newTestExplainer(newFakeAPIBuilder(t, movedAddressManifests(t)).Build()).ListMoves(t.Context())
+	l, err := newTestExplainer(clustertest.NewAPIBuilder(t, movedAddressManifests(t)).Build()).ListMoves(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +48,7 @@ func TestListMoves(t *testing.T) {
 		fillMovesOfNode2(t, movedAddressManifests(t)):   "each speaker remembers its last 32 moves: of those before ",
 		installationManifests + workingServiceManifests: "no speaker remembers that an address moved",
 	} {
-		l, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ListMoves(t.Context())
+		l, err := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()).ListMoves(t.Context())
 		if err != nil || !strings.HasPrefix(l.Title, want) {
 			t.Errorf("%v, %q, want %q", err, l.Title, want)
 		}
@@ -63,7 +64,7 @@ func TestExplainAddressShowsItsMoves(t *testing.T) {
 		"no move":         {installationManifests + workingServiceManifests, []string{"none is known"}},
 		"forgotten moves": {fillMovesOfNode2(t, movedAddressManifests(t)), []string{"from node2 to node1 at 2026-03-01 11:30:00 UTC, HolderGone, after nobody had answered for 212ms", "node2 took it at 2026-03-01 11:20:00 UTC, Unheld", "earlier ones are unknown: each speaker remembers its last 32"}},
 	} {
-		r, err := newTestExplainer(newFakeAPIBuilder(t, c.manifests).Build()).ExplainAddress(t.Context(), "192.168.0.201")
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, c.manifests).Build()).ExplainAddress(t.Context(), "192.168.0.201")
 		if err != nil || r.Result != report.ResultWell {
 			t.Errorf("%s: %v, %+v", name, err, r)
 			continue

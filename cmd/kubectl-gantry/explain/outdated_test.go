@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -57,7 +58,7 @@ func TestNodeThatIsNotReadyComesBeforeItsSpeaker(t *testing.T) {
 			continue
 		}
 		for _, ask := range []func(*Explainer, context.Context) (*report.Report, error){(*Explainer).ExplainInstallation, explainFuncForObject((*Explainer).ExplainNode, "node1")} {
-			r, err := ask(newTestExplainer(newFakeAPIBuilder(t, manifests).Build()), t.Context())
+			r, err := ask(newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()), t.Context())
 			if err != nil || !slices.ContainsFunc(r.Checks, func(g report.Check) bool { return strings.Contains(g.Text, "Node node1 is unreachable") }) {
 				t.Errorf("%v, %+v", err, r)
 			}
@@ -94,7 +95,7 @@ func TestPoolThatRefusedServiceIsNotOpen(t *testing.T) {
 func TestEachNodeIsReadOnce(t *testing.T) {
 	dead := manifestEdit{`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}
 	reads := map[string]int{}
-	api := newFakeAPIBuilder(t, applyManifestEdits(t, installationManifests+workingServiceManifests, []manifestEdit{dead, dead})).WithInterceptorFuncs(interceptor.Funcs{
+	api := clustertest.NewAPIBuilder(t, applyManifestEdits(t, installationManifests+workingServiceManifests, []manifestEdit{dead, dead})).WithInterceptorFuncs(interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
 			if _, isNode := o.(*corev1.Node); isNode {
 				reads[key.Name]++

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -89,7 +90,7 @@ func TestExplainObjectsOtherThanServices(t *testing.T) {
 			for _, e := range q.edits {
 				manifests = replaceManifestText(t, manifests, e.oldText, e.newText)
 			}
-			r, err := q.explainFunc(newTestExplainer(newFakeAPIBuilder(t, manifests).Build()), t.Context())
+			r, err := q.explainFunc(newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()), t.Context())
 			if err != nil || r.Result != q.wantResult || !strings.Contains(r.AnswerWithReason(), q.wantAnswerPart) {
 				t.Errorf("%+v, %v, want %s: %s", r, err, q.wantResult, q.wantAnswerPart)
 			}
@@ -107,7 +108,7 @@ func TestListPoolsHoldersPeersAndServices(t *testing.T) {
 		"peers":    {(*Explainer).ListPeers, []string{"tor", "node1", "Established"}},
 		"services": {func(e *Explainer, ctx context.Context) (*report.Listing, error) { return e.ListServices(ctx, "") }, []string{"default", "web", "192.168.0.201", "Announced"}},
 	} {
-		l, err := c.list(newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+routerManifests).Build()), t.Context())
+		l, err := c.list(newTestExplainer(clustertest.NewAPIBuilder(t, installationManifests+workingServiceManifests+routerManifests).Build()), t.Context())
 		if err != nil || len(l.Rows) != 1 || l.Result != report.ResultWell {
 			t.Errorf("%s: %+v, %v", name, l, err)
 			continue
@@ -129,7 +130,7 @@ func TestStatusFitsOnOneScreen(t *testing.T) {
 			manifests += fmt.Sprintf("apiVersion: gantry.dev/v1alpha1\nkind: BGPSession\nmetadata: {name: %s.n%03d, namespace: metallb-system}\nstatus: {node: n%03d, peer: %s, conditions: [{type: gantry.dev/Established, status: \"False\", reason: NoAnswer, message: no answer to 10.0.0.%d, lastTransitionTime: \"2026-03-01T11:00:00Z\"}]}\n---\n", peer, i, i, peer, i)
 		}
 	}
-	r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
+	r, err := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
 	if err != nil || len(r.Checks) > 24 || r.Checks[0].Name != "Services" || r.Checks[0].Reason != names.ReasonPoolExhausted || r.Reason != names.ReasonPoolExhausted {
 		t.Errorf("%v, %d checks: %+v", err, len(r.Checks), r)
 	}

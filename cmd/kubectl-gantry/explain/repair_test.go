@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -87,7 +88,7 @@ func TestRepairOfObjectsOtherThanServices(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			manifests := applyManifestEdits(t, installationManifests+workingServiceManifests+routerManifests+c.moreManifests, c.edits)
-			r, err := c.explainFunc(newTestExplainer(newFakeAPIBuilder(t, manifests).Build()), t.Context())
+			r, err := c.explainFunc(newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()), t.Context())
 			if err != nil || r.Result != report.ResultNotWell || !strings.Contains(strings.Join(r.Repair, "\n"), c.want) {
 				t.Errorf("%v, %+v, want the repair %q", err, r, c.want)
 			}

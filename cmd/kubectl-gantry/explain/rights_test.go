@@ -13,13 +13,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
 // newAPIRefusingLists returns an API server that refuses to list the kinds that refused selects.
 func newAPIRefusingLists(t *testing.T, manifests string, refused func(kind string) error) client.WithWatch {
 	t.Helper()
-	return newFakeAPIBuilder(t, manifests).WithInterceptorFuncs(interceptor.Funcs{
+	return clustertest.NewAPIBuilder(t, manifests).WithInterceptorFuncs(interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
 			gvk, err := c.GroupVersionKindFor(list)
 			if err != nil {
@@ -138,7 +139,7 @@ func TestAllServicesAreListedOnlyIfNeeded(t *testing.T) {
 // TestServicesOfOneNamespaceAreListed has a user with rights in one namespace.
 func TestServicesOfOneNamespaceAreListed(t *testing.T) {
 	manifests := installationManifests + workingServiceManifests + strings.ReplaceAll(workingServiceManifests, "default", "shop")
-	api := newFakeAPIBuilder(t, manifests).WithInterceptorFuncs(interceptor.Funcs{
+	api := clustertest.NewAPIBuilder(t, manifests).WithInterceptorFuncs(interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
 			var o client.ListOptions
 			if o.ApplyOptions(opts); o.Namespace != "shop" {

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -58,7 +59,7 @@ func TestRivalsServeTheSameClass(t *testing.T) {
 		if !c.isServiceWell && !strings.Contains(strings.Join(r.Repair, "\n"), "kubectl -n ") {
 			t.Errorf("%s: the repair %q names no workload", name, r.Repair)
 		}
-		r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
 		if err != nil || (r.Result == report.ResultWell) != c.allWell || !c.allWell && r.Reason != names.ReasonOtherController {
 			t.Errorf("%s: %v, %s", name, err, r.AnswerWithReason())
 		}
@@ -69,7 +70,7 @@ func TestRivalsServeTheSameClass(t *testing.T) {
 // namespace only. The check of the controller does not depend on that.
 func TestUserWithoutRightsIsToldThatRivalsAreNotSeen(t *testing.T) {
 	want := report.Check{Name: "other controllers", Result: report.ResultUnknown, Text: "you may not list Deployments and DaemonSets in all namespaces: MetalLB or a second Gantry in another namespace would not be seen"}
-	api := newFakeAPIBuilder(t, installationManifests+workingServiceManifests+metalLBChartManifest("")).WithInterceptorFuncs(interceptor.Funcs{
+	api := clustertest.NewAPIBuilder(t, installationManifests+workingServiceManifests+metalLBChartManifest("")).WithInterceptorFuncs(interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
 			var o client.ListOptions
 			gvk, err := c.GroupVersionKindFor(list)

@@ -8,6 +8,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 	"github.com/gantry-lb/gantry/internal/rib"
@@ -23,7 +24,7 @@ const runningPodStatus = "{phase: Running}"
 // newExplainerWithSpeakerPages returns an Explainer whose speakers answer with a page or an error.
 func newExplainerWithSpeakerPages(t *testing.T, manifests, page string, err error) *Explainer {
 	t.Helper()
-	e := newTestExplainer(newFakeAPIBuilder(t, manifests).Build())
+	e := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build())
 	e.fetchSpeakerPage = func(_ context.Context, pod, path string) ([]byte, error) {
 		if pod != "gantry-speaker-x" || path != rib.RoutesPagePath {
 			t.Errorf("the page %s of Pod %s is fetched", path, pod)

@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -151,7 +152,7 @@ func TestGantryInAnotherNamespaceIsFound(t *testing.T) {
 }
 
 func TestListNamesForCompletion(t *testing.T) {
-	e := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+routerManifests).Build())
+	e := newTestExplainer(clustertest.NewAPIBuilder(t, installationManifests+workingServiceManifests+routerManifests).Build())
 	for kind, want := range map[string]string{"service": "web", "node": "node1 node2", "pool": "first-pool", "peer": "tor", "advertisement": "example routed", "address": ""} {
 		if got := strings.Join(e.ListNamesForCompletion(t.Context(), kind, "default"), " "); got != want {
 			t.Errorf("the names of the kind %s are %q, want %q", kind, got, want)
@@ -161,7 +162,7 @@ func TestListNamesForCompletion(t *testing.T) {
 
 func TestExplainUnknownService(t *testing.T) {
 	for name, want := range map[string]string{"wbe": "there is no Service default/wbe: did you mean web?", "unlike": "there is no Service default/unlike"} {
-		r, err := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: name})
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, installationManifests+workingServiceManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: name})
 		if err != nil || r.Result != report.ResultUnknown || r.AnswerWithReason() != want {
 			t.Errorf("%v, %v, want %s", r, err, want)
 		}

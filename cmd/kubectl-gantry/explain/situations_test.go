@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -191,7 +192,7 @@ func TestOddButWorkingServicesAreWell(t *testing.T) {
 
 // TestUnknownNamespaceIsNamed asks for a Service in a namespace that does not exist.
 func TestUnknownNamespaceIsNamed(t *testing.T) {
-	r, err := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "defualt", Name: "web"})
+	r, err := newTestExplainer(clustertest.NewAPIBuilder(t, installationManifests+workingServiceManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "defualt", Name: "web"})
 	if want := "there is no Service defualt/web: there is no namespace defualt; did you mean default?"; err != nil || r.Result != report.ResultUnknown || r.AnswerWithReason() != want {
 		t.Errorf("%v, %+v, want %s", err, r, want)
 	}
@@ -205,7 +206,7 @@ func TestServiceIsFoundWithoutNamespace(t *testing.T) {
 		{installationManifests + workingServiceManifests + second, "web", "the namespaces default, shop have a Service web: name one with -n"},
 		{installationManifests + workingServiceManifests, "wbe", "no namespace has a Service wbe"},
 	} {
-		r, err := newTestExplainer(newFakeAPIBuilder(t, c.manifests).Build()).ExplainService(t.Context(), client.ObjectKey{Name: c.name})
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, c.manifests).Build()).ExplainService(t.Context(), client.ObjectKey{Name: c.name})
 		if err != nil || r.AnswerWithReason() != c.want {
 			t.Errorf("%v, %+v, want %s", err, r, c.want)
 		}

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -181,7 +182,7 @@ func TestSlowAPIServerIsTheCause(t *testing.T) {
 		installationManifests + workingServiceManifests:                                               "default/web: 192.168.0.201 is announced, but the API server is slow: its fastest answer took 1.5 s: look at its load and that of etcd [SlowAPIServer]",
 		installationManifests + applyManifestEdits(t, workingServiceManifests, undecidedServiceEdits): "default/web: no address yet: the API server is slow: its fastest answer took 1.5 s: look at its load and that of etcd [SlowAPIServer]",
 	} {
-		e := newTestExplainer(newFakeAPIBuilder(t, manifests).Build())
+		e := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build())
 		e.fastestAPIAnswerDelay = func() time.Duration { return 1500 * time.Millisecond }
 		r, err := e.ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
 		if err != nil || r.Result != report.ResultNotWell || r.AnswerWithReason() != want {
@@ -229,7 +230,7 @@ func TestMissingRightsOfServiceAccountsAreTheCause(t *testing.T) {
 		for _, p := range []string{"controller", "speaker"} {
 			manifests = strings.Replace(manifests, "containers: [{name: "+p, "serviceAccountName: gantry-"+p+", containers: [{name: "+p, 1)
 		}
-		r, err := newTestExplainer(newAPIDenyingServiceAccounts(newFakeAPIBuilder(t, manifests+c.more), c.verb, c.resource)).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+		r, err := newTestExplainer(newAPIDenyingServiceAccounts(clustertest.NewAPIBuilder(t, manifests+c.more), c.verb, c.resource)).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
 		if err != nil || r.Result != report.ResultNotWell || !strings.Contains(r.AnswerWithReason(), c.want) || !strings.Contains(strings.Join(r.Repair, "\n"), "kubectl apply -f config/rbac") {
 			t.Errorf("%v, %+v, want %s", err, r, c.want)
 		}
@@ -247,7 +248,7 @@ func TestInstallationReportNamesFaultsOutsideGantry(t *testing.T) {
 		"ipvs without strictARP":      {ipvsWithoutStrictARPManifest, "kube-proxy runs in mode ipvs without strictARP", names.ReasonStrayAnswer},
 		"a second Gantry":             {"apiVersion: gantry.dev/v1alpha1\nkind: SpeakerStatus\nmetadata: {name: node1, namespace: network}\n---\n", "another Gantry is in namespace network", names.ReasonOtherController},
 	} {
-		r, err := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+c.more).Build()).ExplainInstallation(t.Context())
+		r, err := newTestExplainer(clustertest.NewAPIBuilder(t, installationManifests+workingServiceManifests+c.more).Build()).ExplainInstallation(t.Context())
 		if err != nil || r.Result != report.ResultNotWell || r.Reason != c.reason || !strings.Contains(r.AnswerWithReason(), c.want) {
 			t.Errorf("%s: %v, %+v, want %s", name, err, r, c.want)
 		}
@@ -256,7 +257,7 @@ func TestInstallationReportNamesFaultsOutsideGantry(t *testing.T) {
 
 // TestMissingPoolNamesUnansweredWebhook asks about a pool that the API server refused.
 func TestMissingPoolNamesUnansweredWebhook(t *testing.T) {
-	r, err := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+webhookManifest).Build()).ExplainPool(t.Context(), "dmz")
+	r, err := newTestExplainer(clustertest.NewAPIBuilder(t, installationManifests+workingServiceManifests+webhookManifest).Build()).ExplainPool(t.Context(), "dmz")
 	if err != nil || r.Reason != names.ReasonWebhookDown || !strings.Contains(r.AnswerWithReason(), "there is no IPAddressPool dmz") {
 		t.Errorf("%v, %+v", err, r)
 	}
@@ -271,7 +272,7 @@ var kubeVIPWritesStatusEdit = manifestEdit{"metadata: {name: web, namespace: def
 // known, but it writes.
 func TestStatusNamesProgramThatWritesAddresses(t *testing.T) {
 	manifests := replaceManifestText(t, installationManifests+workingServiceManifests, kubeVIPWritesStatusEdit.oldText, kubeVIPWritesStatusEdit.newText)
-	r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
+	r, err := newTestExplainer(clustertest.NewAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,16 +10,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/clustertest"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/explain"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
-	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
 // clusterManifests are a Gantry on two nodes. Service default/web has 192.168.0.201, which node1
@@ -253,21 +251,7 @@ func describeEffects(p *Preview) []string {
 
 func newFakeAPI(t *testing.T, funcs interceptor.Funcs) client.WithWatch {
 	t.Helper()
-	scheme, err := configuration.NewScheme()
-	if err != nil {
-		t.Fatal(err)
-	}
-	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
-	builder := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(configuration.NewOfflineRESTMapper(scheme, objects.PluginOnlyAPIGroups...)).WithInterceptorFuncs(funcs).
-		WithIndex(&corev1.Secret{}, "type", func(o client.Object) []string { return []string{string(o.(*corev1.Secret).Type)} })
-	for _, part := range strings.Split(clusterManifests, "\n---\n") {
-		o, _, err := decoder.Decode([]byte(part), nil, nil)
-		if err != nil {
-			t.Fatalf("%v:\n%s", err, part)
-		}
-		builder = builder.WithObjects(o.(client.Object))
-	}
-	return builder.Build()
+	return clustertest.NewAPIBuilder(t, clusterManifests).WithInterceptorFuncs(funcs).Build()
 }
 
 // TestPreviewSaysWhatTheAPIServerRefuses refuses an edit for its content, and then for a right.
