@@ -38,6 +38,10 @@ var productByWriter = map[string]string{
 // metalLBWriter is the name that the API server records for MetalLB: that of its binary.
 const metalLBWriter = "controller"
 
+// IsStatusWriterOfMetalLB reports whether the name is that of MetalLB's program. Its entry remains
+// when MetalLB is gone.
+func IsStatusWriterOfMetalLB(manager string) bool { return manager == metalLBWriter }
+
 // DescribeStatusWriter names a program by the name that the API server records, and the product
 // that it belongs to, if that is known.
 func DescribeStatusWriter(manager string) string {

@@ -76,7 +76,7 @@ func (c *fakeEmptyAPIServer) setBroken(isBroken bool) {
 
 // commandsReadingCluster are the commands that ask a cluster.
 var commandsReadingCluster = [][]string{
-	{"status"}, {"services"}, {"pools"}, {"holders"}, {"peers"}, {"moves"}, {"routes", "node1"},
+	{"status"}, {"preflight"}, {"services"}, {"pools"}, {"holders"}, {"peers"}, {"moves"}, {"routes", "node1"},
 	{"explain", "service", "web"}, {"explain", "service/web"}, {"explain", "svc/web"}, {"explain", "pool/first-pool"}, {"explain", "node", "node1"}, {"explain", "pool", "first-pool"}, {"explain", "peer", "tor"}, {"explain", "advertisement", "example"}, {"explain", "address", "192.0.2.1"},
 }
 

@@ -3,10 +3,13 @@ package preflight
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 	"github.com/gantry-lb/gantry/internal/nodefacts"
@@ -141,6 +144,9 @@ var clusterFaults = []faultCase{
 	{"MetalLB", healthyFacts, func(f *Facts) {
 		f.Rivals = []Rival{{"MetalLB", "daemonset/speaker", "metallb-system", "kubectl -n metallb-system delete daemonset/speaker"}}
 	}, "other controllers", []string{"MetalLB (daemonset/speaker in namespace metallb-system)"}, "delete daemonset/speaker; or give"},
+	{"Cilium's LB-IPAM", healthyFacts, func(f *Facts) {
+		f.StatusWriters = []StatusWriter{{"cilium-operator, which is Cilium's LB-IPAM", []string{"shop/web"}}}
+	}, "other controllers", []string{"another program (cilium-operator, which is Cilium's LB-IPAM) gave addresses to shop/web"}, "--load-balancer-class"},
 	{"a speaker is missing", installedFacts, func(f *Facts) { f.Nodes[1].Speaker = nil }, "nodes", []string{"node2: no speaker runs there"}, "explain node"},
 	{"a speaker is dead", installedFacts, func(f *Facts) { f.Nodes[1].Speaker.IsReady = false }, "nodes", []string{"node2: its speaker is dead"}, "explain node"},
 	{"speakers hear each other no more", installedFacts, func(f *Facts) { f.Nodes[0].Speaker.Unreachable = []string{"node2"} }, "gossip", []string{"node1: its speaker exchanges no gossip with node2"}, "port 7946"},
@@ -215,4 +221,37 @@ func TestNothingIsSaidOfNodesThatNobodyAsked(t *testing.T) {
 	if r.Result != report.ResultUnknown || !strings.Contains(r.Answer, "--image") {
 		t.Errorf("it says %+v", r)
 	}
+}
+
+// TestPagesOfChecksExist follows the link of each check to the heading in the documents.
+func TestPagesOfChecksExist(t *testing.T) {
+	for _, c := range checks() {
+		file, anchor, _ := strings.Cut(c.page, "#")
+		text, err := os.ReadFile(filepath.Join("../../../docs", file))
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		isFound := false
+		for line := range strings.Lines(string(text)) {
+			heading, isHeading := strings.CutPrefix(strings.TrimLeft(line, "#"), " ")
+			isFound = isFound || isHeading && strings.HasPrefix(line, "#") && anchorOfHeading(heading) == anchor
+		}
+		if !isFound {
+			t.Errorf("%s: %s has no heading with the anchor #%s", c.name, file, anchor)
+		}
+	}
+}
+
+// anchorOfHeading returns the anchor of a heading, as forges make it.
+func anchorOfHeading(heading string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == ' ':
+			return '-'
+		case unicode.IsLetter(r), unicode.IsDigit(r), r == '-', r == '_':
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, strings.TrimSpace(heading))
 }

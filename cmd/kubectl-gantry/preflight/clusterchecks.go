@@ -36,6 +36,10 @@ func findRivals(f *Facts) []finding {
 		out = append(out, finding{nil, fmt.Sprintf("%s (%s in namespace %s) serves Services of type LoadBalancer", r.Program, r.Workload, r.Namespace),
 			r.Mend + "; or give Gantry a class of its own by --load-balancer-class"})
 	}
+	for _, w := range f.StatusWriters {
+		out = append(out, finding{nil, fmt.Sprintf("another program (%s) gave addresses to %s", w.Program, joinNodes(w.Services)),
+			"stop the other program, or let it serve other Services; or give Gantry a class of its own by --load-balancer-class"})
+	}
 	return out
 }
 

@@ -29,8 +29,10 @@ type Facts struct {
 	// IsOnePartOfPathsChecked is set if there are too many nodes to check each pair.
 	IsOnePartOfPathsChecked bool
 	Rivals                  []Rival
-	Proxy                   ProxyConfiguration
-	Needs                   Needs
+	// StatusWriters are other programs that gave addresses to Services of Gantry.
+	StatusWriters []StatusWriter
+	Proxy         ProxyConfiguration
+	Needs         Needs
 }
 
 // Node is what is known of one node.
@@ -83,6 +85,14 @@ type Rival struct {
 	Workload, Namespace string
 	// Mend is a command, or what to do, so that it serves them no more.
 	Mend string
+}
+
+// StatusWriter is another program that gave addresses to Services that Gantry would serve.
+type StatusWriter struct {
+	// Program is its name in the records of the API server, with the product if that is known.
+	Program string
+	// Services are namespaces and names.
+	Services []string
 }
 
 // ProxyConfiguration is what the configuration of kube-proxy says.

@@ -3,6 +3,7 @@ package preflight
 import (
 	"cmp"
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/explain"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // Cluster is what was read from the API server.
@@ -37,13 +39,13 @@ func ReadCluster(ctx context.Context, from *objects.Reader, gantryNamespace stri
 	out := &Cluster{Facts: Facts{Namespace: gantryNamespace}, addressesByNode: map[string]netip.Addr{}}
 	err := from.ListAndCacheKinds(ctx,
 		objects.ListRequest{List: &corev1.NodeList{}}, objects.ListRequest{List: &corev1.NamespaceList{}},
-		objects.ListRequest{List: &appsv1.DeploymentList{}}, objects.ListRequest{List: &appsv1.DaemonSetList{}},
+		objects.ListRequest{List: &corev1.ServiceList{}}, objects.ListRequest{List: &appsv1.DeploymentList{}}, objects.ListRequest{List: &appsv1.DaemonSetList{}},
 		objects.ListRequest{List: &v1alpha1.SpeakerStatusList{}, Namespace: gantryNamespace}, objects.ListRequest{List: &v1beta1.IPAddressPoolList{}, Namespace: gantryNamespace},
 		objects.ListRequest{List: &v1beta2.BGPPeerList{}, Namespace: gantryNamespace}, objects.ListRequest{List: &v1beta1.BFDProfileList{}, Namespace: gantryNamespace})
 	if err != nil {
 		return nil, err
 	}
-	for _, read := range []func(context.Context, *objects.Reader) error{out.readNodes, out.readNamespace, out.readWorkloads, out.readNeeds} {
+	for _, read := range []func(context.Context, *objects.Reader) error{out.readNodes, out.readNamespace, out.readWorkloads, out.readStatusWriters, out.readNeeds} {
 		if err := read(ctx, from); err != nil {
 			return nil, err
 		}
@@ -163,14 +165,46 @@ func (c *Cluster) readWorkloads(ctx context.Context, from *objects.Reader) error
 			c.Needs.KeepConnections = objects.IsSwitchOfPodSpecOn(&d.Spec.Template.Spec, "keep-connections")
 		}
 	}
-	class := ""
-	if c.speakerDaemonSet != nil {
-		class = objects.ReadFlagOfPodSpec(&c.speakerDaemonSet.Spec.Template.Spec, "load-balancer-class")
-	}
+	class := c.loadBalancerClass()
 	for _, w := range all {
 		if r, isRival := findRival(w, c.Namespace, class); isRival {
 			c.Rivals = append(c.Rivals, r)
 		}
+	}
+	return nil
+}
+
+// loadBalancerClass returns the class of the Services that Gantry serves; empty for those without.
+func (c *Cluster) loadBalancerClass() string {
+	if c.speakerDaemonSet == nil {
+		return ""
+	}
+	return objects.ReadFlagOfPodSpec(&c.speakerDaemonSet.Spec.Template.Spec, "load-balancer-class")
+}
+
+// readStatusWriters finds programs that have no workload to be known by, such as Cilium's LB-IPAM
+// or static Pods, by the Services to which they gave addresses.
+func (c *Cluster) readStatusWriters(ctx context.Context, from *objects.Reader) error {
+	var all corev1.ServiceList
+	if err := from.List(ctx, &all); err != nil {
+		return err
+	}
+	servicesByManager := map[string][]string{}
+	for i := range all.Items {
+		s := &all.Items[i]
+		other, own := view.OtherStatusWriter(s)
+		class := ""
+		if s.Spec.LoadBalancerClass != nil {
+			class = *s.Spec.LoadBalancerClass
+		}
+		hasAddress := s.Spec.Type == corev1.ServiceTypeLoadBalancer && len(s.Status.LoadBalancer.Ingress) > 0
+		if !hasAddress || class != c.loadBalancerClass() || other == nil || own != nil || view.IsStatusWriterOfMetalLB(other.Manager) {
+			continue
+		}
+		servicesByManager[other.Manager] = append(servicesByManager[other.Manager], s.Namespace+"/"+s.Name)
+	}
+	for _, manager := range slices.Sorted(maps.Keys(servicesByManager)) {
+		c.StatusWriters = append(c.StatusWriters, StatusWriter{view.DescribeStatusWriter(manager), servicesByManager[manager]})
 	}
 	return nil
 }
