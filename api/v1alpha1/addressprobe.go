@@ -3,7 +3,7 @@ package v1alpha1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // AddressProbeSpec asks whether a host on the network segment uses an address already. The
-// controller writes it.
+// controller writes it, or kubectl gantry probe does.
 type AddressProbeSpec struct {
 	// Address that the controller is about to give. Example: 192.0.2.10.
 	// +kubebuilder:validation:MaxLength=45
@@ -15,8 +15,15 @@ type AddressProbeSpec struct {
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	Pool string `json:"pool,omitempty"`
-	// Service that is about to get the address.
+	// Service that is about to get the address, or has it.
 	Service ServiceReference `json:"service"`
+	// Node whose speaker alone asks, and asks like a neighbour, also if a node holds the address.
+	// kubectl gantry probe sets it. Default: none: the speakers take turns, and ask for no address
+	// that a node holds. Example: node1.
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the node cannot be changed: delete the AddressProbe"
+	// +optional
+	Node string `json:"node,omitempty"`
 }
 
 // The outcomes of an AddressProbe.
@@ -25,13 +32,15 @@ const (
 	ProbeOutcomeSilent = "Silent"
 	// ProbeOutcomeAnswered: a host uses the address, or is about to.
 	ProbeOutcomeAnswered = "Answered"
+	// ProbeOutcomeNotSent: the speaker of the node in the spec has no link on which it can ask.
+	ProbeOutcomeNotSent = "NotSent"
 )
 
 // AddressProbeStatus is what a speaker found. The first speaker with a result writes it.
 type AddressProbeStatus struct {
 	// Outcome is Silent when no host answered, and Answered when a host uses the address or is
-	// about to. Example: Silent.
-	// +kubebuilder:validation:Enum=Silent;Answered
+	// about to. It is NotSent when the node in the spec can ask on no link. Example: Silent.
+	// +kubebuilder:validation:Enum=Silent;Answered;NotSent
 	// +optional
 	Outcome string `json:"outcome,omitempty"`
 	// By lists the Ethernet addresses that answered. Example: 02:00:5e:10:00:01.
@@ -50,7 +59,7 @@ type AddressProbeStatus struct {
 // segment use this address? The controller creates it before it gives an address of a pool with
 // spec.gantry.probe, and deletes it when it has the answer. A speaker sends three probes, 200 ms
 // apart (RFC 5227, section 2.1.1; RFC 4862, section 5.4), on the links where the address would be
-// announced.
+// announced. kubectl gantry probe creates one with a node in the spec, and deletes it too.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

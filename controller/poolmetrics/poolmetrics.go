@@ -121,5 +121,16 @@ func (m *Collector) collectObjectCounts(ctx context.Context, c chan<- prometheus
 		}
 	}
 	c <- prometheus.MustNewConstMetric(deadSpeakersMetric, prometheus.GaugeValue, float64(dead))
-	c <- prometheus.MustNewConstMetric(addressProbesMetric, prometheus.GaugeValue, float64(len(probes.Items)))
+	c <- prometheus.MustNewConstMetric(addressProbesMetric, prometheus.GaugeValue, float64(countProbesOfController(probes.Items)))
+}
+
+// countProbesOfController counts the AddressProbes without those of operators, which name a node.
+func countProbesOfController(all []v1alpha1.AddressProbe) int {
+	n := 0
+	for i := range all {
+		if all[i].Spec.Node == "" {
+			n++
+		}
+	}
+	return n
 }

@@ -38,9 +38,11 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	alive := dead.DeepCopy()
 	alive.Name, alive.Status.Conditions[0].Status = "node2", metav1.ConditionTrue
 	probe.Namespace, probe.Name = names.DefaultNamespace, "192.0.2.1"
+	probeOfOperator := probe.DeepCopy()
+	probeOfOperator.Name, probeOfOperator.Spec.Node = "operator-1", "node1"
 	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
 	m := NewCollector(Options{
-		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other, dead, alive, probe).Build(), Namespace: names.DefaultNamespace,
+		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other, dead, alive, probe, probeOfOperator).Build(), Namespace: names.DefaultNamespace,
 		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
 	})
 	none := func() {

@@ -93,6 +93,27 @@ func TestHeldAddressIsNotProbed(t *testing.T) {
 	})
 }
 
+// TestHeldAddressIsAskedForByOneNode: an operator asks what a node hears about an address that
+// another one holds.
+func TestHeldAddressIsAskedForByOneNode(t *testing.T) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
+		holder := c.requireOneAnsweringSpeaker(serviceIPv4)
+		for _, s := range c.speakerByName {
+			question := probing.Question{ID: s.name, Address: serviceIPv4, Pool: "p", IsForThisNode: true}
+			s.probeQuestionUpdates <- []probing.Question{question}
+			time.Sleep(5 * time.Second)
+			s.mu.Lock()
+			answers := slices.Clone(s.probeAnswers)
+			s.mu.Unlock()
+			// The holder does not hear itself.
+			if len(answers) != 1 || answers[0].Question != question || (answers[0].AnsweringMACs == "") != (s == holder) {
+				c.t.Errorf("%s answers %+v while %s holds the address", s.name, answers, holder.name)
+			}
+		}
+		c.requireOneAnsweringSpeaker(serviceIPv4)
+	})
+}
+
 // TestApplyChangesReportsWhetherClusterIsSynced: only the mark says that the state is complete.
 func TestApplyChangesReportsWhetherClusterIsSynced(t *testing.T) {
 	p := plan.NewPlanner(plan.Inputs{SelfNode: "node1"})

@@ -35,9 +35,13 @@ func (a *Agent) runAddressProbes() {
 	}
 	questions, answers := a.addressProbes.questionQueue.TakeDueProbesAndNewAnswers(a.collectProbingInputs(), now)
 	for _, q := range questions {
+		kind := layer2.ProbeKindAcquire
+		if q.IsLikeNeighbour {
+			kind = layer2.ProbeKindReachability
+		}
 		a.options.Layer2Engine.SendProbe(layer2.Probe{
 			ID: addressProbeIDBase + q.ID, Address: q.Address, LinkIndexes: q.LinkIndexes,
-			FramesPerLink: probing.FramesPerProbe, FrameInterval: probing.ProbeFrameInterval,
+			FramesPerLink: probing.FramesPerProbe, FrameInterval: probing.ProbeFrameInterval, Kind: kind,
 		})
 	}
 	for _, answer := range answers {

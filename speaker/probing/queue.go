@@ -47,6 +47,9 @@ type Question struct {
 	ID      string
 	Address netip.Addr
 	Pool    string
+	// IsForThisNode is set if an operator wants to know what this node hears. Then no other node
+	// answers, and an answer of the node that holds the address is one.
+	IsForThisNode bool
 }
 
 // Answer is the result of a Question. AnsweringMACs has the Ethernet addresses that answered; it is
@@ -54,6 +57,8 @@ type Question struct {
 type Answer struct {
 	Question
 	AnsweringMACs string
+	// IsNotSent is set if a question for this node could be asked on no link.
+	IsNotSent bool
 }
 
 // Probe is a probe for the layer 2 engine to send.
@@ -61,6 +66,9 @@ type Probe struct {
 	ID          uint64
 	Address     netip.Addr
 	LinkIndexes []int
+	// IsLikeNeighbour asks as a client does. A host that is about to take the address would give it
+	// up after an acquire probe (RFC 5227, section 2.1.1).
+	IsLikeNeighbour bool
 }
 
 // ProbingInputs is what the decisions are based on.
@@ -120,7 +128,9 @@ func (d *QuestionQueue) TakeDueProbesAndNewAnswers(w ProbingInputs, now time.Tim
 		switch {
 		case own != "":
 			d.finishQuestion(o, own)
-		case len(links) == 0 || w.IsHeldByMember != nil && w.IsHeldByMember(o.Address):
+		case len(links) == 0 && o.IsForThisNode:
+			d.finishQuestionWithoutProbe(o)
+		case len(links) == 0 || !o.IsForThisNode && w.IsHeldByMember != nil && w.IsHeldByMember(o.Address):
 			o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 		default:
 			if d.openQuestionByProbeID == nil {
@@ -128,7 +138,7 @@ func (d *QuestionQueue) TakeDueProbesAndNewAnswers(w ProbingInputs, now time.Tim
 			}
 			d.lastProbeID++
 			d.openQuestionByProbeID[d.lastProbeID], o.isProbing = o, true
-			probes = append(probes, Probe{d.lastProbeID, o.Address, links})
+			probes = append(probes, Probe{d.lastProbeID, o.Address, links, o.IsForThisNode})
 		}
 	}
 	slices.SortFunc(probes, func(x, y Probe) int { return x.Address.Compare(y.Address) })
@@ -146,6 +156,10 @@ func (d *QuestionQueue) RecordProbeResult(r facts.ProbeResult, w ProbingInputs, 
 	o.isProbing = false
 	foreign, ours := separateForeignAnswers(r, w.Members)
 	switch {
+	case o.IsForThisNode && r.NoFrameSent && len(r.AnsweringMACs) == 0:
+		d.finishQuestionWithoutProbe(o)
+	case o.IsForThisNode:
+		d.finishQuestion(o, formatMACs(r.AnsweringMACs))
 	case len(foreign) > 0:
 		d.finishQuestion(o, formatMACs(foreign))
 	case r.NoFrameSent:
@@ -179,7 +193,13 @@ func (d *QuestionQueue) HasDueWork(now time.Time) bool {
 
 func (d *QuestionQueue) finishQuestion(o *questionState, by string) {
 	o.isFinished = true
-	d.undeliveredAnswers = append(d.undeliveredAnswers, Answer{o.Question, by})
+	d.undeliveredAnswers = append(d.undeliveredAnswers, Answer{Question: o.Question, AnsweringMACs: by})
+}
+
+// finishQuestionWithoutProbe says that this node can ask on no link.
+func (d *QuestionQueue) finishQuestionWithoutProbe(o *questionState) {
+	o.isFinished = true
+	d.undeliveredAnswers = append(d.undeliveredAnswers, Answer{Question: o.Question, IsNotSent: true})
 }
 
 // separateForeignAnswers separates the answers of foreign hosts from those of our own nodes. A
@@ -218,6 +238,9 @@ func formatMACs(macs []facts.MAC) string {
 
 // firstProbeDelay returns how long this node leaves a question to other nodes.
 func firstProbeDelay(q Question, w ProbingInputs) time.Duration {
+	if q.IsForThisNode {
+		return 0
+	}
 	order := slices.Clone(w.Members.Members)
 	slices.SortFunc(order, func(x, y facts.Member) int {
 		return cmp.Or(cmp.Compare(nodeOrderHashForAddress(x.Name, q.Address), nodeOrderHashForAddress(y.Name, q.Address)), cmp.Compare(x.Name, y.Name))

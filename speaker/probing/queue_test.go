@@ -165,3 +165,45 @@ func TestAddressConfiguredOnNodeIsAnsweredWithoutProbe(t *testing.T) {
 		t.Errorf("it probes %v and answers %v", probes, answers)
 	}
 }
+
+// TestQuestionForThisNodeIsAskedAtOnce has an operator who wants to know what this node hears.
+func TestQuestionForThisNodeIsAskedAtOnce(t *testing.T) {
+	member, foreign := numberedMAC(11), numberedMAC(99)
+	for name, c := range map[string]struct {
+		edit   func(*ProbingInputs)
+		result facts.ProbeResult
+		want   Answer // without the question
+	}{
+		"the holder answers":            {result: facts.ProbeResult{AnsweringMACs: []facts.MAC{member}}, want: Answer{AnsweringMACs: member.String()}},
+		"the holder and a host answer":  {result: facts.ProbeResult{AnsweringMACs: []facts.MAC{member, foreign}}, want: Answer{AnsweringMACs: member.String() + ", " + foreign.String()}},
+		"no host answers":               {},
+		"a host only probes for it too": {result: facts.ProbeResult{RivalProberMACs: []facts.MAC{foreign}}},
+		"no frame could be sent":        {result: facts.ProbeResult{NoFrameSent: true}, want: Answer{IsNotSent: true}},
+		"the node has no link":          {edit: func(w *ProbingInputs) { w.Links = nil }, want: Answer{IsNotSent: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := exampleProbingInputs("c")
+			w.IsHeldByMember = func(netip.Addr) bool { return true }
+			if c.edit != nil {
+				c.edit(&w)
+			}
+			q := exampleQuestion
+			q.IsForThisNode = true
+			var d QuestionQueue
+			d.SetQuestions([]Question{q}, w, testStartTime)
+			probes, answers := d.TakeDueProbesAndNewAnswers(w, testStartTime)
+			if len(w.Links) > 0 {
+				if len(probes) != 1 || !probes[0].IsLikeNeighbour {
+					t.Fatalf("it probes %+v, want one question at once, as a client asks", probes)
+				}
+				c.result.ID = probes[0].ID
+				d.RecordProbeResult(c.result, w, testStartTime)
+				_, answers = d.TakeDueProbesAndNewAnswers(w, testStartTime)
+			}
+			c.want.Question = q
+			if want := []Answer{c.want}; !slices.Equal(answers, want) {
+				t.Errorf("the answers are %+v, want %+v", answers, want)
+			}
+		})
+	}
+}

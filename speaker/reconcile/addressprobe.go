@@ -122,10 +122,11 @@ func (w *AddressProbeWriter) passOpenQuestionsToProber(ctx context.Context) {
 	for i := range list.Items {
 		p := &list.Items[i]
 		a, err := netip.ParseAddr(p.Spec.Address)
-		if err != nil || p.Status.Outcome != "" {
+		isForOtherNode := p.Spec.Node != "" && p.Spec.Node != w.options.Self
+		if err != nil || p.Status.Outcome != "" || isForOtherNode {
 			continue
 		}
-		open = append(open, probing.Question{ID: p.Name + "/" + string(p.UID), Address: a.Unmap(), Pool: p.Spec.Pool})
+		open = append(open, probing.Question{ID: p.Name + "/" + string(p.UID), Address: a.Unmap(), Pool: p.Spec.Pool, IsForThisNode: p.Spec.Node != ""})
 	}
 	w.openQuestionUpdates.Put(open)
 }
@@ -146,8 +147,13 @@ func (w *AddressProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) 
 	before := p.DeepCopy()
 	now := metav1.NewTime(w.options.Now())
 	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, By: a.AnsweringMACs, Node: w.options.Self, Time: &now}
-	if a.AnsweringMACs != "" {
+	switch {
+	case a.IsNotSent:
+		p.Status.Outcome = v1alpha1.ProbeOutcomeNotSent
+	case a.AnsweringMACs != "":
 		p.Status.Outcome = v1alpha1.ProbeOutcomeAnswered
+	}
+	if a.AnsweringMACs != "" && !a.IsForThisNode {
 		w.options.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "mac", a.AnsweringMACs)
 	}
 	err = w.options.Client.Status().Patch(ctx, &p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))

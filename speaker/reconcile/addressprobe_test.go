@@ -30,6 +30,13 @@ func newAddressProbe(name, address, outcome string) *v1alpha1.AddressProbe {
 	}
 }
 
+// newNodeProbe returns an AddressProbe for the speaker of one node.
+func newNodeProbe(name, address, node string) *v1alpha1.AddressProbe {
+	p := newAddressProbe(name, address, "")
+	p.Spec.Node = node
+	return p
+}
+
 // TestAddressProbeObjectsAreProbedAndAnswered runs an AddressProbeWriter with an API server in
 // memory.
 func TestAddressProbeObjectsAreProbedAndAnswered(t *testing.T) {
@@ -41,6 +48,7 @@ func TestAddressProbeObjectsAreProbedAndAnswered(t *testing.T) {
 	api := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AddressProbe{}).WithObjects(
 		newAddressProbe("free", "192.0.2.1", ""), newAddressProbe("used", "2001:db8::1", ""),
 		newAddressProbe("answered", "192.0.2.3", v1alpha1.ProbeOutcomeSilent), newAddressProbe("malformed", "no address", ""),
+		newNodeProbe("own", "192.0.2.4", "node1"), newNodeProbe("elsewhere", "192.0.2.5", "node2"),
 	).Build()
 	informers := &informertest.FakeInformers{Scheme: scheme}
 	informer, err := informers.FakeInformerFor(ctx, &v1alpha1.AddressProbe{})
@@ -58,10 +66,10 @@ func TestAddressProbeObjectsAreProbedAndAnswered(t *testing.T) {
 	questions := <-w.OpenQuestionUpdates()
 	var asked []string
 	for _, q := range questions {
-		asked = append(asked, fmt.Sprintf("%s of pool %s", q.Address, q.Pool))
+		asked = append(asked, fmt.Sprintf("%s of pool %s, %v", q.Address, q.Pool, q.IsForThisNode))
 	}
 	slices.Sort(asked)
-	if want := []string{"192.0.2.1 of pool p", "2001:db8::1 of pool p"}; !slices.Equal(asked, want) {
+	if want := []string{"192.0.2.1 of pool p, false", "192.0.2.4 of pool p, true", "2001:db8::1 of pool p, false"}; !slices.Equal(asked, want) {
 		t.Fatalf("the questions are %q, want %q", asked, want)
 	}
 	for _, q := range questions {
@@ -69,6 +77,7 @@ func TestAddressProbeObjectsAreProbedAndAnswered(t *testing.T) {
 		if q.Address.Is6() {
 			a.AnsweringMACs = "02:00:00:00:00:01"
 		}
+		a.IsNotSent = q.IsForThisNode
 		w.ObserveAnswer(a)
 	}
 	w.ObserveAnswer(probing.Answer{Question: probing.Question{ID: "gone/uid", Address: netip.MustParseAddr("192.0.2.9")}})
@@ -76,6 +85,7 @@ func TestAddressProbeObjectsAreProbedAndAnswered(t *testing.T) {
 	for name, want := range map[string]v1alpha1.AddressProbeStatus{
 		"free": {Outcome: v1alpha1.ProbeOutcomeSilent, Node: "node1"},
 		"used": {Outcome: v1alpha1.ProbeOutcomeAnswered, By: "02:00:00:00:00:01", Node: "node1"},
+		"own":  {Outcome: v1alpha1.ProbeOutcomeNotSent, Node: "node1"},
 	} {
 		p := awaitProbeOutcome(t, api, name)
 		if p.Status.Outcome != want.Outcome || p.Status.By != want.By || p.Status.Node != want.Node || p.Status.Time == nil || !p.Status.Time.Time.Equal(now) {

@@ -71,6 +71,8 @@ type Observation struct {
 	SourceRanges []netip.Prefix
 	// LocalAddress is that by which this machine asked; not valid if it is not known.
 	LocalAddress netip.Addr
+	// FromNode is what a node hears that was asked too; nil if none was.
+	FromNode *NodeObservation
 }
 
 // Step is a part of the way from this machine to the program behind a Service.
@@ -78,6 +80,9 @@ type Step string
 
 // The steps, in the order of the way.
 const (
+	// StepSpeaker and StepLink are of a node that is asked.
+	StepSpeaker    Step = "speaker"
+	StepLink       Step = "link"
 	StepRoute      Step = "route"
 	StepNeighbour  Step = "neighbour"
 	StepConnection Step = "connection"
@@ -155,6 +160,10 @@ func diagnoseSilence(o *Observation) Diagnosis {
 	switch stranger := describeStranger(o); {
 	case o.IsOnLink && o.IsNeighbourKnown && o.NeighbourMAC == "" && !o.HasReadyEndpoints:
 		return failedAt(StepNeighbour, "the Pods", "no host answers %s for %s, since no Pod behind the port is ready: then no node announces it", neighbourProtocol(o.Address), o.Address)
+	case o.IsOnLink && o.IsNeighbourKnown && o.NeighbourMAC == "" && o.FromNode.hearsHolder():
+		return failedAt(StepNeighbour, "this machine, or the network between it and "+o.FromNode.Node, "no host answers %s for %s here, although %s does on the segment of %s: this machine is in another segment or VLAN, or drops the answers", neighbourProtocol(o.Address), o.Address, o.FromNode.Holder, o.FromNode.Node)
+	case o.IsOnLink && o.IsNeighbourKnown && o.NeighbourMAC == "" && o.FromNode.hearsNobody():
+		return failedAt(StepNeighbour, "the node that holds the address", "no host answers %s for %s, neither to this machine nor to %s", neighbourProtocol(o.Address), o.Address, o.FromNode.Node)
 	case o.IsOnLink && o.IsNeighbourKnown && o.NeighbourMAC == "":
 		return failedAt(StepNeighbour, "the node that holds the address, or the network between", "no host answers %s for %s on this segment: the holder is in another segment or VLAN, or does not answer", neighbourProtocol(o.Address), o.Address)
 	case stranger != "":

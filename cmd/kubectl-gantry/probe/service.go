@@ -32,11 +32,25 @@ type target struct {
 	// of a node that has only one.
 	holderByAddress map[netip.Addr]string
 	macByNode       map[string]string
+	// nodeByMAC has the Ethernet addresses of all links, also of nodes with several.
+	nodeByMAC map[string]string
+	// speakerFaultByNode says why a node cannot be asked; "" if its speaker lives. It has all nodes
+	// with a speaker. isSpeakerUnknown is set if the user may not read them.
+	speakerFaultByNode map[string]string
+	isSpeakerUnknown   bool
+}
+
+// Questions say whom to ask, and how.
+type Questions struct {
+	AskPort AskPortFunc
+	// FromNode is the node whose speaker is asked too; empty for none.
+	FromNode string
+	AskNode  AskNodeFunc
 }
 
 // ReportService asks each port of a Service at each of its addresses. If the Service has none, it
 // says why, as kubectl gantry explain does.
-func ReportService(ctx context.Context, e *explain.Explainer, key client.ObjectKey, ask AskPortFunc) (*report.Report, error) {
+func ReportService(ctx context.Context, e *explain.Explainer, key client.ObjectKey, q Questions) (*report.Report, error) {
 	explained, err := e.ExplainService(ctx, key)
 	if err != nil {
 		return nil, err
@@ -52,41 +66,108 @@ func ReportService(ctx context.Context, e *explain.Explainer, key client.ObjectK
 	if len(t.addresses) == 0 || len(t.ports) == 0 {
 		return explained, nil
 	}
-	out := &report.Report{Subject: "service " + key.String(), Result: report.ResultWell, MissingRights: explained.MissingRights}
-	var first *Diagnosis
-	answered := 0
+	answers := &answerList{service: key, report: &report.Report{Subject: "service " + key.String(), Result: report.ResultWell, MissingRights: explained.MissingRights}}
 	for _, a := range t.addresses {
+		var fromNode *NodeObservation
+		if q.FromNode != "" {
+			if fromNode, err = t.observeFromNode(ctx, q, key, a); err != nil {
+				return nil, err
+			}
+			fromNode.IsAnnounced = explained.Result == report.ResultWell
+			answers.addNodeAnswer(fromNode)
+		}
 		for _, p := range t.ports {
-			o := ask(ctx, a, p)
+			o := q.AskPort(ctx, a, p)
 			t.addToObservation(&o)
-			d := Diagnose(&o)
-			check := report.Check{Name: fmt.Sprintf("%s port %s", a, p), Result: d.Result, Text: d.Text}
-			if o.NeighbourMAC != "" {
-				check.Text += "; the neighbour table has " + o.NeighbourMAC
-			}
-			if d.Result == report.ResultNotWell {
-				check.Reason, check.Text = ReasonOfFailure, fmt.Sprintf("fails at the step %s, which is up to %s: %s", d.Step, d.Blame, d.Text)
-			}
-			if d.Result == report.ResultWell {
-				answered++
-			}
-			if d.Result == report.ResultNotWell && first == nil {
-				first = &d
-				out.Answer = fmt.Sprintf("%s: %s %s", key, check.Name, check.Text)
-			}
-			out.Checks = append(out.Checks, check)
+			o.FromNode = fromNode
+			answers.addPortAnswer(&o)
 		}
 	}
-	out.Checks = append(out.Checks, report.Check{Name: "what the cluster says", Result: explained.Result, Reason: explained.Reason, Text: explained.Answer})
-	switch {
-	case first != nil:
-		out.Result, out.Reason, out.Documentation = report.ResultNotWell, ReasonOfFailure, documentationURL
-	case answered == 0:
-		out.Result, out.Answer = report.ResultUnknown, fmt.Sprintf("%s: no port answers, and none is refused: %s", key, out.Checks[0].Text)
-	default:
-		out.Answer = fmt.Sprintf("%s: %d of %d ports answer, and none fails", key, answered, len(t.addresses)*len(t.ports))
+	answers.addCheck(report.Check{Name: "what the cluster says", Result: explained.Result, Reason: explained.Reason, Text: explained.Answer})
+	return answers.summarize(), nil
+}
+
+// answerList gathers the answers about a Service.
+type answerList struct {
+	service client.ObjectKey
+	report  *report.Report
+	// firstFailure is the first line about what failed; empty if nothing did.
+	firstFailure string
+	// portCount counts the ports, and answeredPortCount those that answer.
+	portCount, answeredPortCount int
+	// unaskedNodeText says why the node was not asked; empty if it was.
+	unaskedNodeText string
+}
+
+func (l *answerList) addCheck(c report.Check) { l.report.Checks = append(l.report.Checks, c) }
+
+// addDiagnosis adds a line for a Diagnosis.
+func (l *answerList) addDiagnosis(name string, d *Diagnosis, detail string) {
+	check := report.Check{Name: name, Result: d.Result, Text: d.Text + detail}
+	if d.Result == report.ResultNotWell {
+		check.Reason, check.Text = ReasonOfFailure, fmt.Sprintf("fails at the step %s, which is up to %s: %s%s", d.Step, d.Blame, d.Text, detail)
+		if l.firstFailure == "" {
+			l.firstFailure = fmt.Sprintf("%s: %s %s", l.service, check.Name, check.Text)
+		}
 	}
-	return out, nil
+	l.addCheck(check)
+}
+
+func (l *answerList) addNodeAnswer(o *NodeObservation) {
+	d := DiagnoseNode(o)
+	if d.Result == report.ResultUnknown {
+		l.unaskedNodeText = d.Text
+	}
+	l.addDiagnosis(fmt.Sprintf("%s %s from %s", o.Address, neighbourProtocol(o.Address), o.Node), &d, "")
+}
+
+func (l *answerList) addPortAnswer(o *Observation) {
+	d, detail := Diagnose(o), ""
+	if o.NeighbourMAC != "" {
+		detail = "; the neighbour table has " + o.NeighbourMAC
+	}
+	l.portCount++
+	if d.Result == report.ResultWell {
+		l.answeredPortCount++
+	}
+	l.addDiagnosis(fmt.Sprintf("%s port %s", o.Address, o.Port), &d, detail)
+}
+
+// summarize writes the first line.
+func (l *answerList) summarize() *report.Report {
+	out := l.report
+	ports := fmt.Sprintf("%d of %d ports answer", l.answeredPortCount, l.portCount)
+	switch {
+	case l.firstFailure != "":
+		out.Result, out.Reason, out.Documentation, out.Answer = report.ResultNotWell, ReasonOfFailure, documentationURL, l.firstFailure
+	case l.answeredPortCount == 0:
+		out.Result, out.Answer = report.ResultUnknown, fmt.Sprintf("%s: no port answers, and none is refused: %s", l.service, l.lastPortText())
+	case l.unaskedNodeText != "":
+		out.Result, out.Answer = report.ResultUnknown, fmt.Sprintf("%s: %s, and none fails; the node: %s", l.service, ports, l.unaskedNodeText)
+	default:
+		out.Answer = fmt.Sprintf("%s: %s, and none fails", l.service, ports)
+	}
+	return out
+}
+
+// lastPortText is what is said of the last port. The line after it is about the cluster.
+func (l *answerList) lastPortText() string { return l.report.Checks[len(l.report.Checks)-2].Text }
+
+// observeFromNode lets the speaker of the node ask for an address.
+func (t *target) observeFromNode(ctx context.Context, q Questions, key client.ObjectKey, a netip.Addr) (*NodeObservation, error) {
+	out := &NodeObservation{Node: q.FromNode, Address: a, Holder: t.holderByAddress[a], NodeByMAC: t.nodeByMAC, HasReadyEndpoints: t.hasReadyEndpoints}
+	fault, hasSpeaker := t.speakerFaultByNode[q.FromNode]
+	switch {
+	case !hasSpeaker && !t.isSpeakerUnknown:
+		out.Outcome, out.Detail = NodeOutcomeNoSpeaker, "no speaker runs on a node "+q.FromNode
+		return out, nil
+	case fault != "":
+		out.Outcome, out.Detail = NodeOutcomeNoSpeaker, fault
+		return out, nil
+	}
+	answer, err := q.AskNode(ctx, q.FromNode, key, a)
+	out.NodeAnswer = answer
+	return out, err
 }
 
 // documentationURL is the page about the steps.
@@ -98,7 +179,7 @@ func readTarget(ctx context.Context, from *objects.Reader, key client.ObjectKey,
 	if err := from.Get(ctx, key, &s); err != nil {
 		return nil, err
 	}
-	out := &target{holderByAddress: map[netip.Addr]string{}, macByNode: map[string]string{}}
+	out := &target{holderByAddress: map[netip.Addr]string{}, macByNode: map[string]string{}, nodeByMAC: map[string]string{}, speakerFaultByNode: map[string]string{}}
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		if a, err := netip.ParseAddr(in.IP); err == nil {
 			out.addresses = append(out.addresses, a)
@@ -135,8 +216,13 @@ func (t *target) readHolders(ctx context.Context, from *objects.Reader, gantryNa
 		return err
 	}
 	deadNodes := map[string]bool{}
+	t.isSpeakerUnknown = from.LacksRightToRead("speakerstatuses." + v1alpha1.GroupVersion.Group)
 	for i := range speakers.Items {
-		deadNodes[speakers.Items[i].Name] = speakers.Items[i].Status.WasFoundDead()
+		name := speakers.Items[i].Name
+		deadNodes[name], t.speakerFaultByNode[name] = speakers.Items[i].Status.WasFoundDead(), ""
+		if deadNodes[name] {
+			t.speakerFaultByNode[name] = "its speaker is dead"
+		}
 	}
 	for i := range reports.Items {
 		r := &reports.Items[i].Status
@@ -152,6 +238,9 @@ func (t *target) readHolders(ctx context.Context, from *objects.Reader, gantryNa
 	for i := range speakers.Items {
 		s := &speakers.Items[i].Status
 		for j := range s.Links {
+			if s.Links[j].MAC != "" {
+				t.nodeByMAC[strings.ToLower(s.Links[j].MAC)] = s.Node
+			}
 			// A node with several links answers on each with its own address: which is not known.
 			if s.Links[j].Usable && s.Links[j].MAC != "" && len(s.UsableLinks) == 1 {
 				t.macByNode[s.Node] = s.Links[j].MAC

@@ -32,7 +32,7 @@ func TestDeadNodeIsNoHolder(t *testing.T) {
 			report.Status = v1beta1.ServiceL2StatusStatus{Node: node, Gantry: &v1beta1.ServiceL2StatusGantry{Addresses: []string{"192.0.2.1"}}}
 			builder.WithObjects(speaker, report)
 		}
-		read := &target{holderByAddress: map[netip.Addr]string{}, macByNode: map[string]string{}}
+		read := &target{holderByAddress: map[netip.Addr]string{}, macByNode: map[string]string{}, nodeByMAC: map[string]string{}, speakerFaultByNode: map[string]string{}}
 		if err := read.readHolders(t.Context(), objects.NewReader(builder.Build(), explain.LabelsFuncByIndex), names.DefaultNamespace); err != nil {
 			t.Fatal(err)
 		}
