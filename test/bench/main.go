@@ -73,6 +73,7 @@ var benchmarks = []struct {
 	{"spread", measureHolderSpread},
 	{"continuity", measureContinuity},
 	{"takeover", func(ctx context.Context, _ string) error { return measureTakeover(ctx) }},
+	{"fewcandidates", func(ctx context.Context, _ string) error { return measureTakeoverByFewCandidates(ctx) }},
 	{"planning", func(context.Context, string) error { return measurePlanning() }},
 }
 
