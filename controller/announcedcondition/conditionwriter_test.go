@@ -41,6 +41,10 @@ type conditionWriterHarness struct {
 	sentEvents    []string
 	// areEventsRefused says that the API server takes no events.
 	areEventsRefused bool
+	// sharedEndpointSlice is that of all Services, instead of one for each. sessionsInMemory are
+	// the sessions by index value. Either may be nil. With both, a look at a Service is faster.
+	sharedEndpointSlice *discoveryv1.EndpointSlice
+	sessionsInMemory    map[string]v1alpha1.BGPSession
 	// beforeServiceWrite is called before each write of a Service; it may be nil.
 	beforeServiceWrite func()
 }
@@ -61,6 +65,22 @@ func newConditionWriterHarness(t *testing.T) *conditionWriterHarness {
 				h.serviceWrites++
 			}
 			return c.SubResource(sub).Patch(ctx, o, p, opts...)
+		}, List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			switch list := list.(type) {
+			case *discoveryv1.EndpointSliceList:
+				if h.sharedEndpointSlice != nil {
+					list.Items = []discoveryv1.EndpointSlice{*h.sharedEndpointSlice}
+					return nil
+				}
+			case *v1alpha1.BGPSessionList:
+				var o client.ListOptions
+				o.ApplyOptions(opts)
+				if value, isOne := o.FieldSelector.RequiresExactMatch(SessionsByNodeAndPeerIndex); isOne && h.sessionsInMemory != nil {
+					list.Items = []v1alpha1.BGPSession{h.sessionsInMemory[value]}
+					return nil
+				}
+			}
+			return c.List(ctx, list, opts...)
 		}})
 	for _, o := range scope.SpeakerReportKinds() {
 		b = b.WithIndex(o, ReportsByServiceIndex, func(o client.Object) []string { return []string{serviceOfSpeakerReport(o).String()} }).
@@ -149,6 +169,9 @@ func (h *conditionWriterHarness) setSessionWithTor(node string, fault names.Expl
 	o.Status.Conditions = []metav1.Condition{c}
 	if err := h.api.Status().Update(h.t.Context(), o); err != nil {
 		h.t.Fatal(err)
+	}
+	if h.sessionsInMemory != nil {
+		h.sessionsInMemory[sessionIndexValue(node, "tor")] = *o
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/internal/priorityqueue"
 )
 
 const (
@@ -17,6 +19,9 @@ const (
 	// minTextChangeInterval is the time between two writes of one Service in which only the text
 	// changes.
 	minTextChangeInterval = 5 * time.Second
+	// slotRecheckInterval is how often a Service that waits for its slot looks whether an earlier
+	// one is free.
+	slotRecheckInterval = time.Minute
 	// freshFaultAge is how old the condition of a fault may be whose first Warning is sent at once.
 	freshFaultAge = 15 * time.Second
 	// failedWarningRetryInterval is how long after a Warning that was not written the next one is
@@ -45,14 +50,69 @@ type serviceFault struct {
 // writeSlotPacer gives out the slots in which writes that are not urgent may happen. Any goroutine
 // may use it.
 type writeSlotPacer struct {
-	mu         sync.Mutex // guards nextSlotAt
+	mu         sync.Mutex // guards all that follows
 	nextSlotAt time.Time
+	// releasedSlots are slots before nextSlotAt that nobody has any more; nil before the first one.
+	releasedSlots *priorityqueue.Queue[*releasedSlot]
+}
+
+// releasedSlot is a slot that was reserved, and is not needed.
+type releasedSlot struct {
+	at       time.Time
+	position priorityqueue.Position
+}
+
+// takeReleasedSlot returns the first released slot that is not before earliest, if there is one.
+// The caller holds mu.
+func (p *writeSlotPacer) takeReleasedSlot(earliest time.Time) (slot time.Time, isFound bool) {
+	for p.releasedSlots != nil {
+		first, isFound := p.releasedSlots.First()
+		if !isFound {
+			break
+		}
+		p.releasedSlots.Remove(first)
+		if !first.at.Before(earliest) {
+			return first.at, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// releaseSlot gives a slot back. It must not be used again by the caller.
+func (p *writeSlotPacer) releaseSlot(slot time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.releasedSlots == nil {
+		p.releasedSlots = priorityqueue.NewQueue(
+			func(x, y *releasedSlot) bool { return x.at.Before(y.at) },
+			func(s *releasedSlot) *priorityqueue.Position { return &s.position })
+	}
+	p.releasedSlots.Insert(&releasedSlot{at: slot})
+}
+
+// exchangeForEarlierSlot returns a released slot that is earlier than the given one, and not before
+// earliest. Without one, it returns the given one.
+func (p *writeSlotPacer) exchangeForEarlierSlot(slot, earliest time.Time) time.Time {
+	p.mu.Lock()
+	released, isFound := p.takeReleasedSlot(earliest)
+	p.mu.Unlock()
+	if !isFound {
+		return slot
+	}
+	if released.Before(slot) {
+		slot, released = released, slot
+	}
+	p.releaseSlot(released)
+	return slot
 }
 
 // reserveSlot returns the time of the next free slot that is not before earliest.
 func (p *writeSlotPacer) reserveSlot(earliest time.Time) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if released, isFound := p.takeReleasedSlot(earliest); isFound {
+		return released
+	}
 	slot := p.nextSlotAt
 	if slot.Before(earliest) {
 		slot = earliest
@@ -77,7 +137,18 @@ func newFaultMemory(p *writeSlotPacer) *faultMemory {
 func (m *faultMemory) forgetFault(key client.ObjectKey) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.faultByService, key)
+	if f := m.faultByService[key]; f != nil {
+		m.releaseReservedSlot(f)
+		delete(m.faultByService, key)
+	}
+}
+
+// releaseReservedSlot ends the reservation of a slot, if there is one. The caller holds mu.
+func (m *faultMemory) releaseReservedSlot(f *serviceFault) {
+	if !f.reservedSlotTime.IsZero() {
+		m.pacer.releaseSlot(f.reservedSlotTime)
+		f.reservedSlotTime = time.Time{}
+	}
 }
 
 // recordFault adds a Service, and returns since when it has a fault.
@@ -103,7 +174,8 @@ func (m *faultMemory) recordWarning(key client.ObjectKey, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := m.findOrCreateFault(key, now)
-	f.lastWarningOrTextTime, f.reservedSlotTime = now, time.Time{}
+	m.releaseReservedSlot(f)
+	f.lastWarningOrTextTime = now
 }
 
 // recordNormalEvent records that an event was sent which is no Warning yet: the first Warning is
@@ -139,25 +211,29 @@ func (m *faultMemory) delayOrRecordTextChange(key client.ObjectKey, now time.Tim
 
 // cancelTextChange ends the reservation for a text that need not be written any more. Otherwise the
 // next text would use the slot, which is then over, at the same time as those of other Services.
+// Another text gets the slot.
 func (m *faultMemory) cancelTextChange(key client.ObjectKey) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if f := m.faultByService[key]; f != nil {
-		f.reservedSlotTime = time.Time{}
+		m.releaseReservedSlot(f)
 	}
 }
 
 // reserveSlotAndGetDelay reserves a slot for the Service, at least interval after the last one,
-// unless it has one. It returns 0 and ends the reservation once the slot has come.
+// unless it has one. It returns 0 and ends the reservation once the slot has come. Otherwise it
+// returns when to ask again: others may have given earlier slots back by then. The caller holds mu.
 func (m *faultMemory) reserveSlotAndGetDelay(f *serviceFault, interval time.Duration, now time.Time) time.Duration {
 	if wait := interval - now.Sub(f.lastWarningOrTextTime); !f.lastWarningOrTextTime.IsZero() && wait > 0 {
 		return wait
 	}
 	if f.reservedSlotTime.IsZero() {
 		f.reservedSlotTime = m.pacer.reserveSlot(now)
+	} else if f.reservedSlotTime.After(now) {
+		f.reservedSlotTime = m.pacer.exchangeForEarlierSlot(f.reservedSlotTime, now)
 	}
 	if wait := f.reservedSlotTime.Sub(now); wait > 0 {
-		return wait
+		return min(wait, slotRecheckInterval)
 	}
 	f.reservedSlotTime = time.Time{}
 	return 0

@@ -153,3 +153,54 @@ func TestTextThatIsRightAgainGivesItsSlotBack(t *testing.T) {
 		t.Errorf("%d texts are written within a second, want at most 6", h.serviceWrites)
 	}
 }
+
+// TestTextsThatNeedNotBeWrittenDelayNoOther lets the texts of thousands of Services wait for their
+// slots. Most need not be written any more: a router returns. The rest do not wait for the slots of
+// those, and neither does a new text.
+func TestTextsThatNeedNotBeWrittenDelayNoOther(t *testing.T) {
+	var pacer writeSlotPacer
+	m := newFaultMemory(&pacer)
+	now := time.Unix(1_700_000_000, 0)
+	const serviceCount, keptCount = 5000, 10
+	key := func(i int) client.ObjectKey { return client.ObjectKey{Name: fmt.Sprint(i)} }
+	dueAt := map[client.ObjectKey]time.Time{}
+	for i := range serviceCount {
+		if wait := m.delayOrRecordTextChange(key(i), now); i >= serviceCount-keptCount {
+			dueAt[key(i)] = now.Add(wait)
+		}
+	}
+	for i := range serviceCount - keptCount {
+		if i%2 == 0 {
+			m.cancelTextChange(key(i))
+		} else {
+			m.forgetFault(key(i))
+		}
+	}
+	added := client.ObjectKey{Name: "new"}
+	dueAt[added] = now
+	end, writtenAt := now.Add(2*slotRecheckInterval), map[client.ObjectKey]time.Time{}
+	for ; now.Before(end); now = now.Add(minOverallReminderInterval) {
+		writes := 0
+		for k, at := range dueAt {
+			if at.After(now) {
+				continue
+			}
+			if wait := m.delayOrRecordTextChange(k, now); wait > 0 {
+				dueAt[k] = now.Add(wait)
+				continue
+			}
+			delete(dueAt, k)
+			writtenAt[k] = now
+			writes++
+		}
+		if writes > 1 {
+			t.Errorf("%d texts are written at once", writes)
+		}
+	}
+	if len(dueAt) > 0 {
+		t.Errorf("%d texts wait for longer than %s", len(dueAt), 2*slotRecheckInterval)
+	}
+	if at := writtenAt[added]; at.IsZero() || end.Sub(at) < slotRecheckInterval {
+		t.Errorf("the new text is written at %v, want at once", at)
+	}
+}
