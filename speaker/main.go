@@ -60,7 +60,7 @@ func runSpeakerWithLogging(ctx context.Context, o options.Options) error {
 	return option.RunWithLogQueue(ctx, os.Stderr, func(w io.Writer) error {
 		log := o.NewLogger(w)
 		option.SetLibraryLoggers(ctx, log)
-		o.LogStart(log, "speaker", "node", o.NodeName)
+		o.LogStart(log, "speaker", "node", o.NodeName, "aroundDeadNodes", o.AroundDeadNodes, "keepConnections", o.KeepConnections)
 		return runSpeaker(ctx, o, log)
 	})
 }
