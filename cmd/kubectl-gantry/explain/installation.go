@@ -10,7 +10,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -55,7 +54,7 @@ const leaderLeaseRenewalTimeout = 8 * time.Second
 // readInstallation reads the workloads of Gantry and the states of its speakers, once.
 func (e *Explainer) readInstallation(ctx context.Context) (*installation, error) {
 	if e.installation == nil {
-		read, err := e.readWorkloads(ctx)
+		read, err := e.readOwnPrograms(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -64,7 +63,8 @@ func (e *Explainer) readInstallation(ctx context.Context) (*installation, error)
 	return e.installation, nil
 }
 
-func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
+// readOwnPrograms reads the workloads of Gantry, its Lease, and what its speakers report.
+func (e *Explainer) readOwnPrograms(ctx context.Context) (*installation, error) {
 	out := &installation{speakerStatusByNode: map[string]*v1alpha1.SpeakerStatusStatus{}}
 	var deployments appsv1.DeploymentList
 	var daemonSets appsv1.DaemonSetList
@@ -76,12 +76,12 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		}
 	}
 	for i := range deployments.Items {
-		if hasComponentLabels(deployments.Items[i].Labels, names.ComponentController) {
+		if objects.HasComponentLabels(deployments.Items[i].Labels, names.ComponentController) {
 			out.controllerDeployment = &deployments.Items[i]
 		}
 	}
 	for i := range daemonSets.Items {
-		if hasComponentLabels(daemonSets.Items[i].Labels, names.ComponentSpeaker) {
+		if objects.HasComponentLabels(daemonSets.Items[i].Labels, names.ComponentSpeaker) {
 			out.speakerDaemonSet = &daemonSets.Items[i]
 		}
 	}
@@ -137,11 +137,6 @@ func (e *Explainer) configurationScope() configuration.ConfigurationScope {
 		s.WithoutBGPKinds, s.IgnoreExcludeLabel = e.installation.isWithoutBGP, e.installation.ignoresExcludeLabel
 	}
 	return s
-}
-
-func hasComponentLabels(l map[string]string, component string) bool {
-	want := labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: component}
-	return labels.SelectorFromSet(want).Matches(labels.Set(l))
 }
 
 // explainNoLeadingController says why no controller works.

@@ -57,10 +57,6 @@ type productWorkload struct {
 	isRunning bool
 }
 
-func newProductWorkload(kind string, o *metav1.ObjectMeta, template *corev1.PodTemplateSpec, podCount int32) productWorkload {
-	return productWorkload{kind, client.ObjectKey{Namespace: o.Namespace, Name: o.Name}, o.Labels, &template.Spec, podCount > 0}
-}
-
 func (w *productWorkload) isMetalLB() bool {
 	return w.labels["app"] == metalLBName || w.labels[names.LabelAppName] == metalLBName
 }
@@ -109,22 +105,11 @@ func (e *Explainer) readRivals(ctx context.Context) (*rivalSearch, error) {
 // addWorkloads adds the workloads of a namespace, or of all of them, that a selector
 // matches.
 func (r *rivalSearch) addWorkloads(ctx context.Context, from client.Reader, s labels.Selector, namespace string) error {
-	var deployments appsv1.DeploymentList
-	var daemonSets appsv1.DaemonSetList
-	for _, list := range []client.ObjectList{&deployments, &daemonSets} {
-		if err := from.List(ctx, list, client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: s}); err != nil {
-			return err
-		}
+	found, err := objects.ListWorkloads(ctx, from, client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: s})
+	for _, w := range found {
+		r.workloads = append(r.workloads, productWorkload{w.Kind, client.ObjectKey{Namespace: w.Meta.Namespace, Name: w.Meta.Name}, w.Meta.Labels, w.PodSpec, w.PodCount > 0})
 	}
-	for i := range deployments.Items {
-		d := &deployments.Items[i]
-		r.workloads = append(r.workloads, newProductWorkload("Deployment", &d.ObjectMeta, &d.Spec.Template, d.Status.Replicas))
-	}
-	for i := range daemonSets.Items {
-		d := &daemonSets.Items[i]
-		r.workloads = append(r.workloads, newProductWorkload("DaemonSet", &d.ObjectMeta, &d.Spec.Template, d.Status.DesiredNumberScheduled))
-	}
-	return nil
+	return err
 }
 
 // runsMetalLB reports whether a Deployment or DaemonSet of MetalLB is in the cluster.
@@ -150,7 +135,7 @@ func (e *Explainer) explainRival(ctx context.Context) (cause, error) {
 		case !w.isRunning:
 		case w.isMetalLB() && objects.ReadFlagOfPodSpec(w.podSpec, "lb-class") == e.installation.loadBalancerClass:
 			return newCauseOfWorkload(w, names.ReasonOtherController, "MetalLB (%s) runs beside Gantry, and both serve the same Services: uninstall one of them", w.describe(e.gantryNamespace)), nil
-		case !isOwn && hasComponentLabels(w.labels, names.ComponentController) && objects.ReadFlagOfPodSpec(w.podSpec, "load-balancer-class") == e.installation.loadBalancerClass:
+		case !isOwn && objects.HasComponentLabels(w.labels, names.ComponentController) && objects.ReadFlagOfPodSpec(w.podSpec, "load-balancer-class") == e.installation.loadBalancerClass:
 			return newCauseOfWorkload(w, names.ReasonOtherController, "another Gantry is in namespace %s, and its %s %s serves the same Services: uninstall one of them, or give each one its own --load-balancer-class", w.key.Namespace, w.kind, w.key.Name), nil
 		}
 	}
@@ -168,7 +153,7 @@ func explainRemainsOfGantry(ctx context.Context, e *Explainer) names.Explanation
 	slices.Sort(namespaces)
 	for _, n := range slices.Compact(namespaces) {
 		isOfRunningController := func(w productWorkload) bool {
-			return w.isRunning && w.key.Namespace == n && hasComponentLabels(w.labels, names.ComponentController)
+			return w.isRunning && w.key.Namespace == n && objects.HasComponentLabels(w.labels, names.ComponentController)
 		}
 		if n == e.gantryNamespace || slices.ContainsFunc(e.rivals.workloads, isOfRunningController) {
 			continue

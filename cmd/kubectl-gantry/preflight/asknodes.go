@@ -57,7 +57,7 @@ var ErrNoImage = errors.New("no speaker runs, whose image could be used: name Ga
 // AskNodes lets each node say its facts, and whom it reaches on the port of the gossip. It creates
 // a DaemonSet, and a namespace if Gantry is not installed, and deletes both again.
 func (c *Cluster) AskNodes(ctx context.Context, q NodeQuestions) (err error) {
-	if q.Image == "" && c.speakerDaemonSet == nil {
+	if q.Image == "" && c.speakerPodSpec == nil {
 		return ErrNoImage
 	}
 	namespace, removeNamespace, err := c.createNamespace(ctx, q)
@@ -80,7 +80,7 @@ func (c *Cluster) AskNodes(ctx context.Context, q NodeQuestions) (err error) {
 // createNamespace returns the namespace for the Pods: that of the speakers, or else a new one that
 // admits them.
 func (c *Cluster) createNamespace(ctx context.Context, q NodeQuestions) (string, func() error, error) {
-	if c.speakerDaemonSet != nil {
+	if c.speakerPodSpec != nil {
 		return c.Namespace, func() error { return nil }, nil
 	}
 	n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: podName + "-", Labels: map[string]string{podSecurityLabel: privilegedLevel}}}
@@ -117,12 +117,11 @@ func (c *Cluster) newDaemonSet(image, namespace string) *appsv1.DaemonSet {
 		Tolerations:     []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 		SecurityContext: &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
 	}
-	if c.speakerDaemonSet != nil {
-		speaker := &c.speakerDaemonSet.Spec.Template.Spec
-		spec.ImagePullSecrets = speaker.ImagePullSecrets
+	if c.speakerPodSpec != nil {
+		spec.ImagePullSecrets = c.speakerPodSpec.ImagePullSecrets
 		container.Command = append(container.Command, nodefacts.BesideSpeakerArgument)
-		if image == "" && len(speaker.Containers) > 0 {
-			container.Image, container.ImagePullPolicy = speaker.Containers[0].Image, speaker.Containers[0].ImagePullPolicy
+		if image == "" && len(c.speakerPodSpec.Containers) > 0 {
+			container.Image, container.ImagePullPolicy = c.speakerPodSpec.Containers[0].Image, c.speakerPodSpec.Containers[0].ImagePullPolicy
 		}
 	}
 	if c.Needs.AroundDeadNodes || c.Needs.KeepConnections {

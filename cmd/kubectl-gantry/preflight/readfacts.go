@@ -30,8 +30,8 @@ type Cluster struct {
 	Facts
 	// addressesByNode are those by which the nodes reach each other.
 	addressesByNode map[string]netip.Addr
-	// speakerDaemonSet is nil if there is none.
-	speakerDaemonSet *appsv1.DaemonSet
+	// speakerPodSpec is that of the speakers; nil if there are none.
+	speakerPodSpec *corev1.PodSpec
 }
 
 // ReadCluster reads what objects of the cluster tell.
@@ -45,7 +45,7 @@ func ReadCluster(ctx context.Context, from *objects.Reader, gantryNamespace stri
 	if err != nil {
 		return nil, err
 	}
-	for _, read := range []func(context.Context, *objects.Reader) error{out.readNodes, out.readNamespace, out.readWorkloads, out.readStatusWriters, out.readNeeds} {
+	for _, read := range []func(context.Context, *objects.Reader) error{out.readNodes, out.readNamespace, out.readPrograms, out.readStatusWriters, out.readNeeds} {
 		if err := read(ctx, from); err != nil {
 			return nil, err
 		}
@@ -141,33 +141,22 @@ func (c *Cluster) readNamespace(ctx context.Context, from *objects.Reader) error
 	return nil
 }
 
-// readWorkloads finds Gantry's own programs and those of others.
-func (c *Cluster) readWorkloads(ctx context.Context, from *objects.Reader) error {
-	var deployments appsv1.DeploymentList
-	var daemonSets appsv1.DaemonSetList
-	if err := from.List(ctx, &deployments); err != nil {
+// readPrograms finds Gantry's own programs and those of others.
+func (c *Cluster) readPrograms(ctx context.Context, from *objects.Reader) error {
+	all, err := objects.ListWorkloads(ctx, from)
+	if err != nil {
 		return err
 	}
-	if err := from.List(ctx, &daemonSets); err != nil {
-		return err
-	}
-	var all []workload
-	for i := range deployments.Items {
-		d := &deployments.Items[i]
-		all = append(all, workload{"deployment", &d.ObjectMeta, &d.Spec.Template.Spec})
-	}
-	for i := range daemonSets.Items {
-		d := &daemonSets.Items[i]
-		all = append(all, workload{"daemonset", &d.ObjectMeta, &d.Spec.Template.Spec})
-		if d.Namespace == c.Namespace && d.Labels[names.LabelAppName] == names.AppName && d.Labels[names.LabelComponent] == names.ComponentSpeaker {
-			c.IsInstalled, c.speakerDaemonSet = true, d
-			c.Needs.AroundDeadNodes = objects.IsSwitchOfPodSpecOn(&d.Spec.Template.Spec, "around-dead-nodes")
-			c.Needs.KeepConnections = objects.IsSwitchOfPodSpecOn(&d.Spec.Template.Spec, "keep-connections")
+	for _, w := range all {
+		if w.Kind == "DaemonSet" && w.Meta.Namespace == c.Namespace && objects.HasComponentLabels(w.Meta.Labels, names.ComponentSpeaker) {
+			c.IsInstalled, c.speakerPodSpec = true, w.PodSpec
+			c.Needs.AroundDeadNodes = objects.IsSwitchOfPodSpecOn(w.PodSpec, "around-dead-nodes")
+			c.Needs.KeepConnections = objects.IsSwitchOfPodSpecOn(w.PodSpec, "keep-connections")
 		}
 	}
 	class := c.loadBalancerClass()
 	for _, w := range all {
-		if r, isRival := findRival(w, c.Namespace, class); isRival {
+		if r, isRival := findRival(workload{strings.ToLower(w.Kind), w.Meta, w.PodSpec}, c.Namespace, class); isRival {
 			c.Rivals = append(c.Rivals, r)
 		}
 	}
@@ -176,10 +165,10 @@ func (c *Cluster) readWorkloads(ctx context.Context, from *objects.Reader) error
 
 // loadBalancerClass returns the class of the Services that Gantry serves; empty for those without.
 func (c *Cluster) loadBalancerClass() string {
-	if c.speakerDaemonSet == nil {
+	if c.speakerPodSpec == nil {
 		return ""
 	}
-	return objects.ReadFlagOfPodSpec(&c.speakerDaemonSet.Spec.Template.Spec, "load-balancer-class")
+	return objects.ReadFlagOfPodSpec(c.speakerPodSpec, "load-balancer-class")
 }
 
 // readStatusWriters finds programs that have no workload to be known by, such as Cilium's LB-IPAM

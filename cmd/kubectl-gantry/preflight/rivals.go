@@ -71,7 +71,7 @@ func findRival(w workload, gantryNamespace, class string) (Rival, bool) {
 	case w.isCalled("openelb"):
 		out.Program, out.Mend = "OpenELB", remove
 		return out, class == ""
-	case w.meta.Labels[names.LabelAppName] == names.AppName && w.meta.Labels[names.LabelComponent] == names.ComponentController && w.meta.Namespace != gantryNamespace:
+	case objects.HasComponentLabels(w.meta.Labels, names.ComponentController) && w.meta.Namespace != gantryNamespace:
 		out.Program, out.Mend = "another Gantry", remove
 		return out, objects.ReadFlagOfPodSpec(w.spec, "load-balancer-class") == class
 	}
