@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -176,21 +177,21 @@ const farConnectionsPerSecond = 15
 const refusedConnectionsPerSecond = 10
 
 // startRefusedClients lets a client outside of the source ranges connect to the restricted Service.
-// stop returns how many of its connections were answered.
-func (l *steeringLab) startRefusedClients(ctx context.Context) (stop func() int) {
-	var streams []*cluster.ConnectionStream
+// stop fails the test if one of its connections was answered.
+func (l *steeringLab) startRefusedClients(ctx context.Context, t *testing.T) (stop func()) {
+	streams := map[string]*cluster.ConnectionStream{}
 	for _, u := range l.restrictedURLs {
-		streams = append(streams, l.StartConnectionStream(ctx, "client", u, refusedConnectionsPerSecond))
+		streams[u] = l.StartConnectionStream(ctx, "client", u, refusedConnectionsPerSecond)
 	}
-	return func() (answered int) {
-		for _, s := range streams {
-			for _, o := range s.StopAndListOutcomes() {
-				if o.Err == nil {
-					answered++
-				}
+	return func() {
+		t.Helper()
+		for u, s := range streams {
+			all := s.StopAndListOutcomes()
+			refused, _, _ := cluster.CountFailedConnections(all, time.Time{}, time.Now())
+			if refused != len(all) || refused < refusedConnectionsPerSecond {
+				t.Errorf("%d of %d connections to %s from outside of the source ranges were refused", refused, len(all), u)
 			}
 		}
-		return answered
 	}
 }
 
