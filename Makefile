@@ -9,7 +9,7 @@ PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd6
 OVERLAYS = default l2-only continuity webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test check current unit policy alerts e2e model bursts deaths cuts histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
+.PHONY: help build deps test check current unit policy alerts e2e model bursts deaths cuts alert-series histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,7 @@ fuzz: ## run every fuzz target, or those in the directories FUZZ, for FUZZTIME: 
 lint: ## run go vet and staticcheck, find functions that nothing calls, and check the modules that are linked
 	go vet ./...
 	go vet -tags deathwrites ./test/e2e
+	go vet -tags alertseries ./test/e2e
 	$(TOOL) staticcheck ./...
 	tools/deadcode.sh
 	tools/supply.sh
@@ -65,7 +66,7 @@ check: ## check format, lint and generated files, and run the tests that need ne
 	@test -z "$$(gofmt -l api cmd controller internal speaker test tools)" || { gofmt -l api cmd controller internal speaker test tools; echo 'format these files with gofmt'; exit 1; }
 	@$(MAKE) --no-print-directory -j2 lint current unit SHORT=-short
 
-alerts: ## run the unit tests of the alerts by the engine of Prometheus; the first run compiles it
+alerts: ## run the tests of alerts and dashboards by the engine of Prometheus; the first run compiles it
 	go test -C tools/alerts ./...
 
 current: ## fail if generated files were not current; they are afterwards
@@ -100,6 +101,9 @@ deaths: deps build ## count the writes when a router and a node die, with 1,000 
 
 cuts: deps build ## measure how soon the condition of a Service says that its only node is cut off; takes four minutes
 	go test -tags deathwrites -count=1 -timeout=20m -v -run TestConditionSaysThatANodeIsCutOff ./test/e2e
+
+alert-series: deps build ## record the metrics of both programs during faults in the lab, for the tests of alerts and dashboards
+	go test -tags alertseries -count=1 -timeout=40m -v -run TestRecordMetricsForAlerts ./test/e2e
 
 histories: ## run 200,000 random histories of two controllers at the same time, or HISTORIES of them; takes ten minutes
 	go test -count=1 -timeout=10h -v -run TestTwoControllersNeverGiveOneAddressTwice ./controller/assign -rapid.checks=$(or $(HISTORIES),200000)

@@ -1,5 +1,5 @@
 // Package alerts runs the unit tests of the alerts, which are in the format of promtool, by the
-// engine of Prometheus itself.
+// engine of Prometheus itself. It also evaluates alerts and dashboards on metrics of a real cluster.
 package alerts
 
 import (

@@ -1,9 +1,10 @@
-// The unit tests of the alerts, in a module of its own because the engine of Prometheus has many dependencies.
+// The tests of alerts and dashboards, in a module of its own because the engine of Prometheus has many dependencies.
 module github.com/gantry-lb/gantry/tools/alerts
 
 go 1.26.7
 
 require (
+	github.com/grafana/grafana-foundation-sdk/go v0.0.22
 	github.com/prometheus/common v0.74.0
 	github.com/prometheus/prometheus v0.316.0
 	sigs.k8s.io/yaml v1.6.0
