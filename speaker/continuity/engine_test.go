@@ -133,6 +133,26 @@ func TestDeathIsSteeredAroundAtOnceUntilTheNodeIsBack(t *testing.T) {
 	})
 }
 
+func TestSteeringFollowsNodeThatFlaps(t *testing.T) {
+	f := &fakePacketRules{hasProxy: true}
+	runEngine(t, f, func(e *Engine) {
+		for i := range 30 { // for longer than the steering around one death lasts
+			e.ObserveTraffic(deadTraffic())
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if len(f.steering) != 1 {
+				t.Fatalf("death %d: steered is %v, want the port of the Service", i, f.steering)
+			}
+			e.ObserveTraffic(aliveTraffic())
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if len(f.steering) != 0 {
+				t.Fatalf("return %d: steered is still %v", i, f.steering)
+			}
+		}
+	})
+}
+
 func TestSteeringFollowsEndpointsAndEndsAfterAMinute(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true}
 	runEngine(t, f, func(e *Engine) {

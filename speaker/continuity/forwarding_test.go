@@ -82,6 +82,31 @@ func TestHolderForwardsToFormerHolderUntilItIsGone(t *testing.T) {
 	})
 }
 
+// TestFormerHolderThatFlapsStaysNextHop: each silence is shorter than that of a node that is gone,
+// all together are longer.
+func TestFormerHolderThatFlapsStaysNextHop(t *testing.T) {
+	f := &fakePacketRules{hasProxy: true}
+	runForwardingEngine(t, f, func(e *Engine, _ func()) {
+		dead := heldTraffic()
+		dead.DeclaredDeadMemberNames = []string{"node2"}
+		for range 5 {
+			e.ObserveTraffic(heldTraffic())
+			time.Sleep(time.Second)
+			e.ObserveTraffic(dead)
+			time.Sleep(goneNodeDelay * 2 / 3)
+			synctest.Wait()
+		}
+		for i, written := range f.forwarding {
+			if len(written.Addresses) == 0 || written.Addresses[0].NextHop != node2Address {
+				t.Errorf("write %d: packets go to %+v, want %v", i, written.Addresses, node2Address)
+			}
+		}
+		if len(f.forwarding) == 0 {
+			t.Error("nothing was written")
+		}
+	})
+}
+
 func TestForwardingIsRefreshedAndLeftBehind(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true}
 	runForwardingEngine(t, f, func(e *Engine, stop func()) {
