@@ -14,15 +14,19 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
 
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
@@ -112,6 +116,48 @@ func TestControllerWaitingForCRDsIsAliveNotReady(t *testing.T) {
 		t.Errorf("the manager could not take over the health checks: %v", err)
 	} else {
 		_ = l.Close()
+	}
+}
+
+// The port of the health checks tells nothing about the cluster, neither while the controller waits
+// for the CRDs nor afterwards.
+func TestHealthPortOfControllerServesOnlyHealthChecks(t *testing.T) {
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting, running := findFreeListenAddress(t), findFreeListenAddress(t)
+	stop, err := serveAliveButNotReady(t.Context(), waiting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	o := newManagerOptions(&options{CommonOptions: option.CommonOptions{HealthProbeBindAddress: running}}, scheme)
+	o.Metrics.BindAddress = "0"
+	o.MapperProvider = func(*rest.Config, *http.Client) (meta.RESTMapper, error) {
+		return configuration.NewOfflineRESTMapper(scheme), nil
+	}
+	mgr, err := ctrl.NewManager(&rest.Config{Host: "http://" + findFreeListenAddress(t)}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mgr.AddHealthzCheck("alive", healthz.Ping); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- mgr.Start(ctx) }()
+	for _, address := range []string{waiting, running} {
+		awaitHealthStatusCode(t, address, "healthz", http.StatusOK)
+		for _, path := range []string{"", "metrics", "debug/pprof/", "other"} {
+			if got := getHealthStatusCodeOrZero(address, path); got != http.StatusNotFound {
+				t.Errorf("/%s of the port of the health checks gives %d, want 404", path, got)
+			}
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

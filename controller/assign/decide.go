@@ -188,10 +188,15 @@ func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d a
 	w := &serviceStatusWriteTask{service: *v, serviceBefore: s, decision: d, poolToRecord: d.PoolOfFirstAddress, ledgerBuildNumber: r.ledgerBuildNumber}
 	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
 	w.serviceAfter = withDecidedStatus(s, d, w.poolToRecord)
+	isWritten, edits := areStatusAndAnnotationsEqual(s, w.serviceAfter), &r.recordByService[v.Key].edits
+	if !isWritten && !r.editTurns.mayWriteNow(w, edits, r.Now()) {
+		return
+	}
 	if len(d.AddressesToProbe) > 0 {
 		r.ledger.WithholdAddressesUntilProbed(v, d.AddressesToProbe)
 	}
-	if areStatusAndAnnotationsEqual(s, w.serviceAfter) {
+	if isWritten {
+		r.editTurns.recordEditWithoutEffect(w, edits)
 		if !r.mayWriteOfOtherControllerStillArrive(w) {
 			r.ledgerWriter.pendingWrites.ClosePendingWithBase(v.Key, s.ResourceVersion)
 			r.servicesWithRefusedStatus.setIsRefused(v.Key, false)
@@ -300,6 +305,9 @@ func (r *ServiceWorker) clearStatusOfUnservedService(s *corev1.Service, v *view.
 	case areStatusAndAnnotationsEqual(s, w.serviceAfter):
 		// There is nothing to write that would confirm it.
 		r.startGoneOrUnservedCheck(v.Key, rec)
+		return
+	}
+	if !r.editTurns.mayWriteNow(w, &rec.edits, r.Now()) {
 		return
 	}
 	rec.requestInFlight = true

@@ -13,10 +13,13 @@ const (
 	deferredEventsIdleDelay = 50 * time.Millisecond
 	// maxEventDelay is how long an event waits at most while there always is work.
 	maxEventDelay = 5 * time.Second
-	// maxEventsPerBatch events are recorded at once, and the next ones after eventBatchInterval.
+	// minEventsPerBatch to maxEventsPerBatch events are recorded at once, and the next ones after
+	// eventBatchInterval: so few that a Service that comes meanwhile hardly waits for them. It is
+	// one of queuedEventsPerRecorded events, so that many are recorded within seconds too.
 	// client-go drops what is more than 1,000 ahead of the API server.
-	maxEventsPerBatch  = 32
-	eventBatchInterval = 20 * time.Millisecond
+	minEventsPerBatch, maxEventsPerBatch = 2, 16
+	queuedEventsPerRecorded              = 64
+	eventBatchInterval                   = 10 * time.Millisecond
 )
 
 // deferredEventQueue keeps the events about assignments until no Service waits for an address. An
@@ -62,7 +65,7 @@ func (d *deferredEventQueue) recordDueEvents(now time.Time, hasOtherWork func() 
 		due = turn
 	}
 	if !due.After(now) {
-		n := min(len(d.queuedEvents), maxEventsPerBatch)
+		n := min(len(d.queuedEvents), max(minEventsPerBatch, min(len(d.queuedEvents)/queuedEventsPerRecorded, maxEventsPerBatch)))
 		d.recordOldestEvents(n)
 		d.lastBatchTime, due = now, now.Add(eventBatchInterval)
 	}

@@ -3,6 +3,7 @@ package assign
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,60 +35,139 @@ var noisyTenantEdits = map[string]func(s *corev1.Service, i, n int){
 	"addresses that are asked for on the network": func(s *corev1.Service, i, n int) {
 		s.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: fmt.Sprintf("10.1.%d.%d", n%2, i)}
 	},
+	"annotations of the controller": func(s *corev1.Service, _, n int) {
+		s.Annotations = map[string]string{names.AnnotationAllocatedFromPool: fmt.Sprint("pool-", n)}
+	},
+	"annotations that nobody knows": func(s *corev1.Service, _, n int) {
+		s.Annotations = map[string]string{fmt.Sprint("metallb.io/misspelt-", n): "x"}
+	},
+	"the type, to and fro": func(s *corev1.Service, _, n int) {
+		s.Spec.Type = corev1.ServiceTypeClusterIP
+		if n%2 == 1 {
+			s.Spec.Type = corev1.ServiceTypeLoadBalancer
+		}
+	},
 	"no address for which there is one": func(s *corev1.Service, i, n int) {
 		s.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: fmt.Sprintf("10.0.200.%d", (i+n)%100)}
 	},
+}
+
+// twoCoreAPIServer delivers requests like an API server that does two at a time. The others wait,
+// in their order.
+type twoCoreAPIServer struct {
+	mu     sync.Mutex // guards freeAt
+	freeAt [2]time.Time
+}
+
+// requestDuration is what one request costs a core of a twoCoreAPIServer.
+const requestDuration = 5 * time.Millisecond
+
+// acceptRequest returns how long the server takes for a request that arrives now.
+func (s *twoCoreAPIServer) acceptRequest() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	core, now := 0, time.Now()
+	if s.freeAt[1].Before(s.freeAt[0]) {
+		core = 1
+	}
+	if s.freeAt[core].Before(now) {
+		s.freeAt[core] = now
+	}
+	s.freeAt[core] = s.freeAt[core].Add(requestDuration)
+	return s.freeAt[core].Sub(now)
+}
+
+// deliverRequest says how long a request of the controller takes. Changes in the watch take no
+// time.
+func (s *twoCoreAPIServer) deliverRequest(what string) apitest.Delivery {
+	if what == "watch" {
+		return apitest.Delivery{}
+	}
+	return apitest.Delivery{RequestDelay: s.acceptRequest()}
+}
+
+// runUserRequest runs a request of a user once the server comes to it.
+func (s *twoCoreAPIServer) runUserRequest(request func()) { time.AfterFunc(s.acceptRequest(), request) }
+
+// recordEvent takes the time of the server for an event.
+func (s *twoCoreAPIServer) recordEvent(*corev1.Service, string, string, string) { s.acceptRequest() }
+
+// noisyTenant edits its Services one after the other, 100 of them a second, until it has ended. It
+// sends no more requests while maxUnansweredEdits have no answer.
+type noisyTenant struct {
+	server *apitest.Server
+	cores  *twoCoreAPIServer
+	edit   func(s *corev1.Service, i, n int)
+	ended  chan struct{}
+}
+
+const (
+	noisyServiceCount  = 100
+	maxUnansweredEdits = 8
+)
+
+// createServices creates the Services that are edited.
+func (n *noisyTenant) createServices() {
+	for i := range noisyServiceCount {
+		o := newLoadBalancer(fmt.Sprint("noisy", i))
+		o.Namespace = "tenant"
+		n.server.CreateService(o)
+	}
+}
+
+func (n *noisyTenant) editUntilEnded() {
+	unanswered := make(chan struct{}, maxUnansweredEdits)
+	for edits := 0; ; edits++ {
+		select {
+		case <-n.ended:
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+		unanswered <- struct{}{}
+		n.cores.runUserRequest(func() {
+			i := edits % noisyServiceCount
+			n.server.EditService(view.ObjectKey{Namespace: "tenant", Name: fmt.Sprint("noisy", i)}, func(o *corev1.Service) { n.edit(o, i, edits/noisyServiceCount) })
+			<-unanswered
+		})
+	}
 }
 
 // measureMeanWaitOfOthers creates Services of the namespace default one after the other, and
 // returns how long they wait for their addresses on average. Meanwhile a tenant with 100 Services
 // edits 100 of them a second, unless edit is nil.
 func measureMeanWaitOfOthers(t *testing.T, edit func(s *corev1.Service, i, n int)) time.Duration {
-	const write, others, gap = 15 * time.Millisecond, 100, 100 * time.Millisecond
+	const others, pause = 60, 100 * time.Millisecond
 	var total time.Duration
 	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(nil)
+		served := make(chan string, others)
+		s := apitest.NewServer(func(before, after *corev1.Service) {
+			if after != nil && after.Namespace == "default" && firstAddress(after).IsValid() && !firstAddress(before).IsValid() {
+				served <- after.Name
+			}
+		})
+		cores := &twoCoreAPIServer{}
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
 		probed, no := poolSpec("10.1.0.0/16"), false
 		probed.AutoAssign, probed.Gantry.Probe = &no, &v1beta1.PoolAcquireProbe{Quarantine: &metav1.Duration{Duration: time.Hour}}
 		s.SetPool("probed", probed)
-		for i := range 100 {
-			o := newLoadBalancer(fmt.Sprint("noisy", i))
-			o.Namespace = "tenant"
-			s.CreateService(o)
-		}
-		c := startController(t, s, deliverRequestsIn(write), ServiceWorkerOptions{})
+		tenant := &noisyTenant{server: s, cores: cores, edit: edit, ended: make(chan struct{})}
+		tenant.createServices()
+		c := startController(t, s, cores.deliverRequest, ServiceWorkerOptions{RecordEvent: cores.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(time.Minute)
-		edits := 0
-		editNext := func() {
-			if i := edits % 100; edit != nil {
-				s.EditService(view.ObjectKey{Namespace: "tenant", Name: fmt.Sprint("noisy", i)}, func(o *corev1.Service) { edit(o, i, edits/100) })
-				edits++
-			}
-		}
-		for range 500 { // until the edits are what the controller is used to
-			editNext()
-			time.Sleep(10 * time.Millisecond)
+		if edit != nil {
+			go tenant.editUntilEnded()
 		}
 		for n := range others {
-			name, created := fmt.Sprint("other", n), time.Now()
-			s.CreateService(newLoadBalancer(name))
-			waits := true
-			for step := range int(gap / time.Millisecond) {
-				if step%10 == 0 {
-					editNext()
-				}
-				time.Sleep(time.Millisecond)
-				synctest.Wait()
-				if waits && firstAddress(s.ServiceByKey(serviceKey(name))).IsValid() {
-					waits, total = false, total+time.Since(created)
-				}
+			name, sent := fmt.Sprint("other", n), time.Now()
+			cores.runUserRequest(func() { s.CreateService(newLoadBalancer(name)) })
+			if got := <-served; got != name {
+				t.Errorf("Service %s got an address, want %s", got, name)
 			}
-			if waits {
-				total += gap
-			}
+			total += time.Since(sent)
+			time.Sleep(pause)
 		}
+		close(tenant.ended)
 	})
 	return total / others
 }

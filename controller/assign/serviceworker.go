@@ -101,6 +101,7 @@ type ServiceWorker struct {
 	poolOrReservationStatusWriter                            poolOrReservationStatusWriter
 	deferredEventQueue                                       deferredEventQueue
 	retirementScheduler                                      retirementScheduler
+	editTurns                                                editTurns
 	consecutiveLoadFailures                                  int // in a row
 
 	workerState observableWorkerState
@@ -135,6 +136,7 @@ type serviceRecord struct {
 	// recentWriteCount counts the writes since recentWritesSince.
 	recentWriteCount  int
 	recentWritesSince time.Time
+	edits             serviceEdits
 	// wantsToShare says that the Service had a sharing key when it was last decided.
 	wantsToShare bool
 	// rivalWriter is the other program that has changed the addresses; empty for none.
@@ -164,6 +166,7 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity, countByReason: o.Metrics.withheldAddressesByReason},
 		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*openAddressProbe{}},
 		retirementScheduler:            retirementScheduler{workQueue: queue},
+		editTurns:                      newEditTurns(o.Log, queue),
 		deferredEventQueue:             deferredEventQueue{recordEvent: o.RecordEvent, workQueue: queue},
 		poolOrReservationStatusWriter:  poolOrReservationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
@@ -252,6 +255,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if r.mustAwaitConfigurationRead = !r.applyConfiguration(); r.mustAwaitConfigurationRead {
 		looks = 0
 	}
+	r.editTurns.queueServicesWithTurn(r.Now(), r.recordByService)
 	letters := r.workQueue.takeItems(looks)
 	for _, l := range letters {
 		if r.ledgerLoaded.Load() {

@@ -51,6 +51,9 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	}
 	r.servicesWithRefusedStatus.setIsRefused(k, o == outcomeRefused)
 	r.workerState.recordAttempt(r.Now(), phaseWriting, o != outcomeRefused || !r.servicesWithRefusedStatus.indicateControllerFault())
+	if o == outcomeRefused || o == outcomeConflict { // nothing was written
+		rec.edits.lastRequestHash = w.requestHashBefore
+	}
 	if o == outcomeRefused {
 		r.ledgerWriter.pendingWrites.ClosePendingOfRefusedStatusWrite(k, base)
 	} else {

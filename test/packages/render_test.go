@@ -2,6 +2,7 @@ package packages
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -137,7 +138,8 @@ func TestHelmValuesDoTheSameAsComponents(t *testing.T) {
 	}
 }
 
-// The default filter of system calls of the container runtime applies to both programs.
+// The default filter of system calls of the container runtime applies to both programs. They cannot
+// gain privileges, nor write their root file system.
 func TestProgramsRunWithTheDefaultSeccompProfile(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	text, err := RenderKustomize(t.Context(), "default")
@@ -148,6 +150,53 @@ func TestProgramsRunWithTheDefaultSeccompProfile(t *testing.T) {
 	for _, name := range []string{"apps/v1 Deployment metallb-system gantry-controller", "apps/v1 DaemonSet metallb-system gantry-speaker"} {
 		if got, _, _ := unstructured.NestedString(objects[name], "spec", "template", "spec", "securityContext", "seccompProfile", "type"); got != "RuntimeDefault" {
 			t.Errorf("%s has the seccomp profile %q, want RuntimeDefault", name, got)
+		}
+		containers, _, _ := unstructured.NestedSlice(objects[name], "spec", "template", "spec", "containers")
+		for _, c := range containers {
+			limits, _, _ := unstructured.NestedMap(c.(map[string]any), "securityContext")
+			if limits["allowPrivilegeEscalation"] != false || limits["readOnlyRootFilesystem"] != true {
+				t.Errorf("%s may gain privileges or write its root file system: %v", name, limits)
+			}
+		}
+	}
+}
+
+// The NetworkPolicy is about the Pods of the controller, in both directions, and names the ports.
+func TestNetworkPolicyLimitsTheController(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	text, err := RenderKustomizeWithComponent(t.Context(), t.TempDir(), "default", "network-policies")
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := indexObjectsByName(t, text)
+	policy := objects["networking.k8s.io/v1 NetworkPolicy metallb-system gantry-controller"]
+	selected, _, _ := unstructured.NestedStringMap(policy, "spec", "podSelector", "matchLabels")
+	labels, _, _ := unstructured.NestedStringMap(objects["apps/v1 Deployment metallb-system gantry-controller"], "spec", "template", "metadata", "labels")
+	for key, value := range selected {
+		if labels[key] != value {
+			t.Errorf("the NetworkPolicy selects the label %s=%s, which the controller lacks", key, value)
+		}
+	}
+	if selected["app.kubernetes.io/component"] != "controller" {
+		t.Errorf("the NetworkPolicy selects %v, want the controller alone", selected)
+	}
+	if types, _, _ := unstructured.NestedStringSlice(policy, "spec", "policyTypes"); !slices.Equal(types, []string{"Ingress", "Egress"}) {
+		t.Errorf("the NetworkPolicy limits %v, want both directions", types)
+	}
+	for direction, want := range map[string][]string{"ingress": {"7472", "8081", "9443"}, "egress": {"443", "6443"}} {
+		var ports []string
+		rules, _, _ := unstructured.NestedSlice(policy, "spec", direction)
+		for _, r := range rules {
+			all, _, _ := unstructured.NestedSlice(r.(map[string]any), "ports")
+			if len(all) == 0 {
+				t.Errorf("a rule for %s admits every port", direction)
+			}
+			for _, p := range all {
+				ports = append(ports, fmt.Sprint(p.(map[string]any)["port"]))
+			}
+		}
+		if !slices.Equal(ports, want) {
+			t.Errorf("%s admits the ports %v, want %v", direction, ports, want)
 		}
 	}
 }

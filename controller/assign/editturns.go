@@ -1,0 +1,132 @@
+package assign
+
+import (
+	"encoding/json"
+	"hash/maphash"
+	"log/slog"
+	"time"
+
+	"golang.org/x/time/rate"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// Limits of the edits of Services that are carried out. An edit that changes a decision costs the
+// API server a write of the status, a share of a write of the AddressLedger, and up to two events:
+// much more than the edit itself. The new Services of others wait for the same API server.
+const (
+	// repeatedEditInterval is how soon after an edit the next one of the same Service is a repeated
+	// one.
+	repeatedEditInterval = time.Minute
+	// maxRepeatedEditBurst repeated edits are carried out at once, over all Services, and then
+	// repeatedEditsPerSecond.
+	maxRepeatedEditBurst, repeatedEditsPerSecond = 50, 10
+	// maxOtherEditBurst other edits are carried out at once, and then otherEditsPerSecond: so an
+	// edit of all Services of an application does not wait.
+	maxOtherEditBurst, otherEditsPerSecond = 2000, 20
+	// waitingEditsLogInterval is how often the log says that edits wait.
+	waitingEditsLogInterval = time.Minute
+)
+
+// editTurns decides when edits of Services are carried out. Those beyond the limits wait. Then
+// namespaces take turns, and a Service has one turn, however often it is edited meanwhile. New
+// Services do not count, and neither do Services that change because of the configuration. All its
+// methods run on the worker's goroutine.
+type editTurns struct {
+	log       *slog.Logger
+	workQueue *workQueue
+	// requestHashSeed is random, so that nobody can make edits that have the same hash.
+	requestHashSeed                       maphash.Seed
+	repeatedEditLimiter, otherEditLimiter *rate.Limiter
+	servicesAwaitingTurn                  serviceQueue
+	timer                                 wakeTimer
+	lastLogTime                           time.Time
+}
+
+func newEditTurns(log *slog.Logger, q *workQueue) editTurns {
+	return editTurns{
+		log: log, workQueue: q, requestHashSeed: maphash.MakeSeed(),
+		repeatedEditLimiter: rate.NewLimiter(repeatedEditsPerSecond, maxRepeatedEditBurst),
+		otherEditLimiter:    rate.NewLimiter(otherEditsPerSecond, maxOtherEditBurst),
+	}
+}
+
+// serviceEdits is what the worker knows of the edits of one Service.
+type serviceEdits struct {
+	// lastRequestHash is the hash of what the owner of the Service asked for when its status was
+	// last written; 0 when it was not written. It has the annotations that were written, too:
+	// somebody who edits these causes a write.
+	lastRequestHash uint64
+	// lastEditTime is when an edit was last carried out.
+	lastEditTime time.Time
+	// hasTurn says that the next edit does not wait.
+	hasTurn bool
+}
+
+// mayWriteNow says whether a write may begin now. If not, its Service waits for its turn.
+func (t *editTurns) mayWriteNow(w *serviceStatusWriteTask, edits *serviceEdits, now time.Time) bool {
+	w.requestHashBefore = t.hashRequest(w.serviceBefore)
+	isEdit := edits.lastRequestHash != 0 && edits.lastRequestHash != w.requestHashBefore
+	if isEdit && !edits.hasTurn && !t.countEditWithinLimit(edits, now) {
+		t.servicesAwaitingTurn.addKey(w.service.Key)
+		t.logWaitingEdits(w.service.Key.Namespace, now)
+		return false
+	}
+	edits.lastRequestHash, edits.hasTurn = t.hashRequest(w.serviceAfter), false
+	if isEdit {
+		edits.lastEditTime = now
+	}
+	return true
+}
+
+// recordEditWithoutEffect records what the owner of a Service asks for that has it already.
+func (t *editTurns) recordEditWithoutEffect(w *serviceStatusWriteTask, edits *serviceEdits) {
+	if edits.hasTurn = false; edits.lastRequestHash != 0 {
+		edits.lastRequestHash = t.hashRequest(w.serviceBefore)
+	}
+}
+
+// countEditWithinLimit counts an edit unless that exceeds the limit.
+func (t *editTurns) countEditWithinLimit(edits *serviceEdits, now time.Time) bool {
+	if now.Sub(edits.lastEditTime) >= repeatedEditInterval && t.otherEditLimiter.AllowN(now, 1) {
+		return true
+	}
+	return t.servicesAwaitingTurn.keys.itemCount == 0 && t.repeatedEditLimiter.AllowN(now, 1)
+}
+
+// queueServicesWithTurn queues the Services whose turn has come.
+func (t *editTurns) queueServicesWithTurn(now time.Time, recordByService map[view.ObjectKey]*serviceRecord) {
+	for t.servicesAwaitingTurn.keys.itemCount > 0 {
+		if !t.repeatedEditLimiter.AllowN(now, 1) {
+			missing := 1 - t.repeatedEditLimiter.TokensAt(now)
+			t.timer.wakeWorkerAt(now.Add(time.Duration(missing/repeatedEditsPerSecond*float64(time.Second))+time.Millisecond), now, t.workQueue)
+			return
+		}
+		for _, k := range t.servicesAwaitingTurn.takeKeys(1) {
+			if rec := recordByService[k]; rec != nil {
+				rec.edits.hasTurn = true
+			}
+			t.workQueue.addChangedServices(k)
+		}
+	}
+}
+
+// logWaitingEdits logs that edits wait.
+func (t *editTurns) logWaitingEdits(namespace string, now time.Time) {
+	if now.Sub(t.lastLogTime) < waitingEditsLogInterval {
+		return
+	}
+	t.lastLogTime = now
+	t.log.Warn("Services are edited faster than their edits are carried out; each waits for its turn", "namespace", namespace, "waiting", t.servicesAwaitingTurn.keys.itemCount)
+}
+
+// hashRequest returns a hash of what the owner of a Service can edit.
+func (t *editTurns) hashRequest(s *corev1.Service) uint64 {
+	text, err := json.Marshal(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Labels: s.Labels, Annotations: s.Annotations}, Spec: s.Spec})
+	if err != nil { // it came as JSON
+		return 0
+	}
+	return maphash.Bytes(t.requestHashSeed, text)
+}
