@@ -127,6 +127,7 @@ func startRouteAttributesTestCluster(t *testing.T) (context.Context, *routeAttri
 // TestRouteAttributesReachRouters checks every attribute of the user's objects in FRR and BIRD, in
 // both families.
 func TestRouteAttributesReachRouters(t *testing.T) {
+	t.Parallel()
 	ctx, h := startRouteAttributesTestCluster(t)
 	t.Run("ipv4", func(t *testing.T) { h.testRouteAttributesOfFamily(ctx, t, h.addresses[0], 26) })
 	t.Run("ipv6", func(t *testing.T) { h.testRouteAttributesOfFamily(ctx, t, h.addresses[1], 80) })

@@ -73,6 +73,7 @@ type faultTestCluster struct {
 // the Service works, its newest event is no Warning, and no condition of it is False. Faults with
 // Services of their own happen all at once.
 func TestKubectlDescribeServiceNamesEachFault(t *testing.T) {
+	t.Parallel()
 	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}

@@ -39,15 +39,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// memoryPerLab is what a lab of three nodes needs in bytes, with room to spare.
-const memoryPerLab = 2 << 30
+// What limits the number of labs that run beside each other. memoryPerLab is what a lab of three
+// nodes needs in bytes, with room to spare. A lab of a test that calls t.Parallel takes about a
+// third of a processor. All namespaces of a machine share the kernel's two tables of neighbors, of
+// 1,024 entries each, and a large lab takes 200 of them.
+const (
+	memoryPerLab     = 2 << 30
+	labsPerProcessor = 2
+	maxParallelLabs  = 4
+)
 
-// labsPerProcessor is how many labs run beside each other on one processor. A lab of a test that
-// calls t.Parallel takes a sixth of two processors.
-const labsPerProcessor = 1
-
-// limitParallelTests sets how many tests run beside each other, and so how many labs, if there is
-// memory for them. The flag -parallel takes precedence.
+// limitParallelTests sets how many tests run beside each other, and so how many labs. The flag
+// -parallel takes precedence.
 func limitParallelTests() error {
 	isGiven := false
 	flag.Visit(func(f *flag.Flag) { isGiven = isGiven || f.Name == "test.parallel" })
@@ -58,7 +61,7 @@ func limitParallelTests() error {
 	if err := unix.Sysinfo(&info); err != nil {
 		return fmt.Errorf("reading the size of the memory: %w", err)
 	}
-	n := min(labsPerProcessor*runtime.NumCPU(), int(uint64(info.Totalram)*uint64(info.Unit)/memoryPerLab))
+	n := min(maxParallelLabs, labsPerProcessor*runtime.NumCPU(), int(uint64(info.Totalram)*uint64(info.Unit)/memoryPerLab))
 	return flag.Set("test.parallel", strconv.Itoa(max(n, 1)))
 }
 

@@ -29,6 +29,7 @@ import (
 // do, in one cluster. testdata/manuals has these manifests unchanged, except where they were not
 // valid YAML.
 func TestServiceManifestsOfManualsWork(t *testing.T) {
+	t.Parallel()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3})
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
 	// The manuals use cluster IPs of other Service networks.

@@ -88,6 +88,7 @@ var plannedEdits = []plannedEdit{
 // plan said with what the cluster then does: faults of objects, addresses, Reasons, holders and
 // routes.
 func TestPlansOfEditsAgreeWithTheCluster(t *testing.T) {
+	t.Parallel()
 	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}

@@ -107,6 +107,7 @@ func checkImageOfAllPods(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 // The commands of the README are among those of the quickstart, as a test of test/documents
 // says.
 func TestQuickstartWorks(t *testing.T) {
+	t.Parallel()
 	for _, m := range []string{packages.DescribeUnbuiltHelmOrKustomize(), router.DescribeMissingPrerequisite(router.FRR)} {
 		if m != "" {
 			t.Skip(m)
