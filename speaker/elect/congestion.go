@@ -111,6 +111,12 @@ func (w *livenessWatch) deathConfirmationDelay(n string, f stepContext) time.Dur
 	return 0
 }
 
+// maxOwnStepDelay is what of a late step counts. It is some more than the delay after which
+// handleProcessPause expires the lease: on a busy machine, many steps are as late as that, also
+// those of other nodes. A far longer pause, for example by a signal, says little about the next
+// steps.
+func (t *Timing) maxOwnStepDelay() time.Duration { return t.LeaseAfterOwnBeaconTimeout * 5 / 4 }
+
 // recordAndDiscountOwnStepDelay records how late this node steps. While it did not run it could not
 // hear the others, so that time does not count as their silence. Call it at the beginning of a
 // step.
@@ -119,8 +125,7 @@ func recordAndDiscountOwnStepDelay(m *Machine, now time.Time) {
 	if late < m.timing.BeaconInterval/2 || len(m.memberNames) < 2 {
 		return
 	}
-	// handleProcessPause processes longer ones
-	m.liveness.ownStepDelay.recordDelay(min(late, m.timing.LeaseAfterOwnBeaconTimeout), now)
+	m.liveness.ownStepDelay.recordDelay(min(late, m.timing.maxOwnStepDelay()), now)
 	m.liveness.discountOwnDelayFromSilence(late)
 }
 

@@ -90,15 +90,14 @@ func (h *simEventQueue) Pop() any {
 
 // simNode is a speaker. It is off when machine is nil.
 type simNode struct {
-	name           string
-	mac            facts.MAC
-	nonce          uint64
-	machine        *Machine
-	heldAddresses  map[netip.Addr]bool
-	answerDeadline time.Time
-	isPaused       bool
-	// clockLag is how far the clock of the node is behind, because a hypervisor paused the node.
-	clockLag              time.Duration
+	name                  string
+	mac                   facts.MAC
+	nonce                 uint64
+	machine               *Machine
+	heldAddresses         map[netip.Addr]bool
+	answerDeadline        time.Time
+	isPaused              bool
+	clock                 simClock
 	inputsWhilePaused     []Input
 	timerID               int
 	handoverFinished      bool
@@ -119,7 +118,7 @@ type simNode struct {
 
 func newClusterSimulation(t testing.TB, seed int64, n, addresses int) *clusterSimulation {
 	w := &clusterSimulation{
-		t: t, random: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodesByName: map[string]*simNode{},
+		t: t, random: rand.New(rand.NewSource(seed)), now: simulationStart, nodesByName: map[string]*simNode{},
 		gossipPartitionByNode: map[string]int{}, lanPartitionByNode: map[string]int{}, eventCountByKind: map[string]int{},
 		maxMessageDelay: 3 * time.Millisecond, hasEarlierVersions: seed%4 == 3,
 	}
@@ -128,10 +127,10 @@ func newClusterSimulation(t testing.TB, seed int64, n, addresses int) *clusterSi
 		w.addresses = append(w.addresses, a)
 		a = a.Next()
 	}
-	for i := range n {
+	for i, clock := range newDifferentClocks(seed, n) {
 		name := fmt.Sprintf("n%03d", i+1)
 		w.nodeNames = append(w.nodeNames, name)
-		w.nodesByName[name] = &simNode{name: name, mac: facts.MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}, hasServingEndpoint: true}
+		w.nodesByName[name] = &simNode{name: name, mac: facts.MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}, hasServingEndpoint: true, clock: clock}
 	}
 	return w
 }
@@ -156,7 +155,7 @@ func (w *clusterSimulation) startAllSpeakers() {
 func (w *clusterSimulation) startProcessOutsideGossip(name string) {
 	n := w.nodesByName[name]
 	*n = simNode{
-		name: name, mac: n.mac, hasServingEndpoint: n.hasServingEndpoint, nonce: w.random.Uint64(), clockLag: n.clockLag,
+		name: name, mac: n.mac, hasServingEndpoint: n.hasServingEndpoint, nonce: w.random.Uint64(), clock: n.clock,
 		heldAddresses: map[netip.Addr]bool{},
 	}
 	n.machine = NewMachine(name, n.nonce, DefaultTiming(), w.clockOf(n))
@@ -305,24 +304,6 @@ func (w *clusterSimulation) pauseSpeaker(name string, d time.Duration) {
 	})
 }
 
-// clockOf returns the time on the clock of the node.
-func (w *clusterSimulation) clockOf(n *simNode) time.Time { return w.now.Add(-n.clockLag) }
-
-// pauseByHypervisor stops a node with its clock for a while. If hasLostInputs is true, the frames
-// of this time are lost.
-func (w *clusterSimulation) pauseByHypervisor(name string, d time.Duration, hasLostInputs bool) {
-	n := w.nodesByName[name]
-	n.isPaused = true
-	w.scheduleEvent(d, func() {
-		n.isPaused, n.clockLag = false, n.clockLag+d
-		inbox := append(n.inputsWhilePaused, TimePassed{})
-		if n.inputsWhilePaused = nil; hasLostInputs {
-			inbox = []Input{TimePassed{}}
-		}
-		w.stepNode(n, inbox...)
-	})
-}
-
 // stepNode steps a machine and performs its effects.
 func (w *clusterSimulation) stepNode(n *simNode, inputs ...Input) {
 	if n.machine == nil {
@@ -343,18 +324,18 @@ func (w *clusterSimulation) stepNode(n *simNode, inputs ...Input) {
 func (w *clusterSimulation) performEffectsOfStep(n *simNode, effects []Effect) {
 	for _, e := range effects {
 		if _, send := e.(SendMessage); w.logEffects && !send {
-			w.t.Logf("%v %s: %T%+v", w.now.Sub(time.Unix(1000, 0)), n.name, e, e)
+			w.t.Logf("%v %s: %T%+v", w.now.Sub(simulationStart), n.name, e, e)
 		}
 		w.performEffect(n, e)
 	}
 	if w.logEffects && n.isLeaseExpired != n.machine.lease.isExpired {
-		w.t.Logf("%v %s: lease expired: %v", w.now.Sub(time.Unix(1000, 0)), n.name, n.machine.lease.isExpired)
+		w.t.Logf("%v %s: lease expired: %v", w.now.Sub(simulationStart), n.name, n.machine.lease.isExpired)
 	}
 	n.isLeaseExpired = n.machine.lease.isExpired
 	n.answerDeadline = n.machine.LeaseDeadline(w.clockOf(n))
 	n.timerID++
 	id, m := n.timerID, n.machine
-	w.scheduleEvent(max(n.machine.NextDeadline().Sub(w.clockOf(n)), 0)+w.timerLateness, func() {
+	w.scheduleEvent(n.clock.convertDelay(max(n.machine.NextDeadline().Sub(w.clockOf(n)), 0))+w.timerLateness, func() {
 		if n.timerID == id && n.machine == m && !n.isPaused {
 			w.stepNode(n, TimePassed{})
 		}

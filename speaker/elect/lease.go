@@ -206,7 +206,9 @@ func (m *Machine) handleProcessPause(now time.Time) {
 	m.gateways.answeredAt, m.gateways.awaited = time.Time{}, false
 	resolveContestedAddresses(m)
 	m.liveness.restartSilenceTimers(now)
-	m.pendingProbes.restartPendingAcquireProbes(&m.scheduledAddresses, now)
+	// Not at once while this node runs late: the work of many probes would make the next step so
+	// late that it begins them anew, and so on.
+	m.pendingProbes.restartPendingAcquireProbes(&m.scheduledAddresses, now.Add(m.stepContext().extraDelayForOwnLateness()))
 	if m.hasPossibleRivals() {
 		m.lease.expireLease(now, m.syncRequests.nextRequestID())
 	}

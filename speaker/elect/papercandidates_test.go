@@ -57,11 +57,13 @@ func TestNextDeadlineDoesNotSpinDuringStartup(t *testing.T) {
 	w.startProcessOutsideGossip(w.nodeNames[1])
 	w.deliverMembers()
 	w.deliverBids() // no states are exchanged
-	m, steps := w.nodesByName[w.nodeNames[0]].machine, 0
+	n, steps := w.nodesByName[w.nodeNames[0]], 0
+	m := n.machine
 	w.runSimulationFor(4*time.Second, nil)
-	for end := w.now.Add(500 * time.Millisecond); w.now.Before(end); steps++ {
-		w.now = m.NextDeadline()
-		m.Step(w.now, TimePassed{})
+	now := w.clockOf(n)
+	for end := now.Add(500 * time.Millisecond); now.Before(end); steps++ {
+		now = m.NextDeadline()
+		m.Step(now, TimePassed{})
 	}
 	if m.acquisitionsAllowed || steps > 100 {
 		t.Errorf("the machine is stepped %d times in half a second, want a few beacons (acquisitions allowed: %v)", steps, m.acquisitionsAllowed)

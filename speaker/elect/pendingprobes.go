@@ -70,12 +70,12 @@ func (s *pendingProbes) probeReachability(p pendingProbe, f stepContext, out *ou
 }
 
 // restartPendingAcquireProbes ignores the results of all probes under way, and schedules the
-// acquire probes again.
-func (s *pendingProbes) restartPendingAcquireProbes(due *addressWorkSchedule, now time.Time) {
+// acquire probes again for the given time.
+func (s *pendingProbes) restartPendingAcquireProbes(due *addressWorkSchedule, at time.Time) {
 	for _, p := range s.takeAll() {
 		if a := p.addressToProbe; a != nil && a.acquisition != nil && a.acquisition.isProbing {
 			a.acquisition.isProbing = false
-			due.scheduleAddress(a, now)
+			due.scheduleAddress(a, at)
 		}
 	}
 }
