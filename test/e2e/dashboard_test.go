@@ -15,6 +15,7 @@ import (
 // advertisement, a Service. It checks the address, the NodePort, the Service without NodePorts, and
 // that an ExternalName Service stays as it is.
 func TestFirstStepsOfUserInEachKubeProxyMode(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{lab.KubeProxyNFTables, lab.KubeProxyIPTables} {
 		t.Run(mode, func(t *testing.T) {
 			ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3, ProxyMode: mode})

@@ -18,6 +18,7 @@ import (
 // a repository: the CRDs, the programs, the webhook, and what users write, the last first. It tries
 // again until nothing fails.
 func TestInstallationAndConfigurationInOneSync(t *testing.T) {
+	t.Parallel()
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}

@@ -73,6 +73,7 @@ func checkScrape(t *testing.T, program, scrape string, documented map[string]doc
 // TestScrapesMatchReference compares what both programs export with docs/reference-metrics.md, from
 // which the queries of alerts and dashboards take their names.
 func TestScrapesMatchReference(t *testing.T) {
+	t.Parallel()
 	ctx, s := startBGPTestCluster(t)
 	documented := readDocumentedMetrics(t)
 	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig())

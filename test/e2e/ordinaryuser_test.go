@@ -46,6 +46,7 @@ exit 1
 // TestOrdinaryUserRunsFirstDemoStepsInLab runs the first steps of the demonstration as a user
 // without privileges.
 func TestOrdinaryUserRunsFirstDemoStepsInLab(t *testing.T) {
+	t.Parallel()
 	if m := lab.DescribeMissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}

@@ -22,6 +22,7 @@ import (
 // steering around dead nodes run under the default seccomp profile. At the end the test reads the
 // audit log: no request of the service accounts was denied, and no right of any overlay was unused.
 func TestInstallAndUninstallByEveryPackage(t *testing.T) {
+	t.Parallel()
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}

@@ -41,6 +41,7 @@ func expectPreflight(ctx context.Context, t *testing.T, s *cluster.Cluster, args
 // with a fault each time, then the cluster after it, a Service from a client, and a bundle of what
 // is broken.
 func TestPreflightProbeAndSupportBundle(t *testing.T) {
+	t.Parallel()
 	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 3})
 	before := []string{"--image", gantryImage}
 	expectPreflight(ctx, t, s, before, 0, "checks pass on 3 nodes")
