@@ -26,13 +26,21 @@ func (b *packageInstaller) installMetalLBStandIn() {
 	if err := standIn.WriteChart(b.chart); err != nil {
 		b.Fatal(err)
 	}
-	b.runHelm("{}", "install", "metallb", "--take-ownership", "--force-conflicts")
+	b.runHelm("{}", "install", "metallb", b.flagsOverForeignCRDs()...)
 	b.chart = ""
 	b.runKubectl("", "delete", "validatingwebhookconfiguration", "metallb-webhook-configuration")
 	b.await("a pool", func(ctx context.Context) error {
 		_, err := b.kubectl.Run(ctx, migratedPoolManifest, "apply", "-f", "-")
 		return err
 	})
+}
+
+// flagsOverForeignCRDs are the flags with which Helm installs over CRDs that another program wrote.
+func (b *packageInstaller) flagsOverForeignCRDs() []string {
+	if b.helm == "helm3" {
+		return []string{"--take-ownership"}
+	}
+	return []string{"--take-ownership", "--force-conflicts"}
 }
 
 // prepareMigration does what kubectl gantry migrate --yes does.
@@ -92,6 +100,35 @@ func TestUninstallationOfMetalLBDeletesNoPool(t *testing.T) {
 	b.runHelm("{}", "install", "gantry", "--take-ownership", "--force-conflicts")
 	if !b.isPoolThere() {
 		t.Error("the installation of Gantry has deleted the pool")
+	}
+}
+
+// TestHelm3DeletesNoPoolOnceItForgotMetalLB makes the trap of Helm 3, which deletes the CRDs also
+// after kubectl gantry migrate, and avoids it as docs/from-metallb.md says: without the Secrets of
+// the release, nobody can uninstall it.
+func TestHelm3DeletesNoPoolOnceItForgotMetalLB(t *testing.T) {
+	b := newPackageInstaller(t)
+	b.helm = "helm3"
+	b.installMetalLBStandIn()
+	b.stopMetalLBController()
+	b.prepareMigration("")
+	b.runHelm("{}", "uninstall", "metallb")
+	b.await("the end of the CRDs", func(context.Context) error {
+		if b.isPoolThere() {
+			return fmt.Errorf("the pool is left: this test makes no trap")
+		}
+		return nil
+	})
+	b.installMetalLBStandIn()
+	b.stopMetalLBController()
+	b.prepareMigration("")
+	b.runHelm("{}", "install", "gantry", b.flagsOverForeignCRDs()...)
+	b.runKubectl("", "-n", "metallb-system", "delete", "secret", "-l", "owner=helm,name=metallb")
+	if out, err := b.tryHelm("{}", "uninstall", "metallb"); err == nil || !strings.Contains(out, "not found") {
+		t.Errorf("helm uninstall of a release that is forgotten gives %v\n%s", err, out)
+	}
+	if !b.isPoolThere() {
+		t.Error("helm uninstall of MetalLB has deleted the pool")
 	}
 }
 
