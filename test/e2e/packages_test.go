@@ -20,7 +20,8 @@ import (
 // TestInstallAndUninstallByEveryPackage installs Gantry in each way that the README describes, with
 // the programs of the container image, checks it, and uninstalls it. ARP, NDP, BGP, BFD and the
 // steering around dead nodes run under the default seccomp profile. At the end the test reads the
-// audit log: no request of the service accounts was denied, and no right of any overlay was unused.
+// audit log: no request of the service accounts was denied, and no right of any overlay, or of any
+// values of the chart that change the rights, was unused.
 func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 	t.Parallel()
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
@@ -67,7 +68,8 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 	}
 	t.Run("all overlays are uninstalled with config/default", func(t *testing.T) { testOverlaysGoWithDefaultInstallation(ctx, t, s) })
 	t.Run("charts/gantry", func(t *testing.T) { testHelmChartInstallsAndUninstalls(ctx, t, s) })
-	checkRBACMatchesAuditLog(t, filepath.Join(s.Dir(), "logs", "audit.log"))
+	rights := append(readRightsOfOverlays(t), testReleasesWithOtherRights(ctx, t, s)...)
+	checkRBACMatchesAuditLog(t, filepath.Join(s.Dir(), "logs", "audit.log"), rights)
 }
 
 // testOverlaysGoWithDefaultInstallation installs the overlays one over the other, and uninstalls

@@ -17,51 +17,65 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// serviceAccountRequest is a request that a service account made or may make.
+// serviceAccountRequest is a request that a service account made.
 type serviceAccountRequest struct {
 	account                string
-	onlyInGantryNamespace  bool // in Gantry's namespace, or by a right for that namespace only
+	onlyInGantryNamespace  bool
 	group                  string
 	resourceAndSubresource string // with the subresource after a slash
 	verb                   string
+	objectName             string // empty for all objects
 }
 
-func (d serviceAccountRequest) String() string {
+// serviceAccountRight is a right of a service account.
+type serviceAccountRight struct {
+	serviceAccountRequest        // without the name of an object
+	objectNames           string // joined by commas; empty for all objects
+}
+
+func (d serviceAccountRight) String() string {
 	where := "everywhere"
 	if d.onlyInGantryNamespace {
 		where = "in " + names.DefaultNamespace
 	}
-	return fmt.Sprintf("%s: %s %s.%s %s", d.account, d.verb, d.resourceAndSubresource, d.group, where)
+	return strings.TrimSpace(fmt.Sprintf("%s: %s %s.%s %s %s", d.account, d.verb, d.resourceAndSubresource, d.group, where, d.objectNames))
+}
+
+// covers reports whether the right allows a request.
+func (d serviceAccountRight) covers(r serviceAccountRequest) bool {
+	if d.objectNames != "" && !slices.Contains(strings.Split(d.objectNames, ","), r.objectName) {
+		return false
+	}
+	r.objectName, r.onlyInGantryNamespace = "", r.onlyInGantryNamespace && d.onlyInGantryNamespace
+	return d.serviceAccountRequest == r
 }
 
 // reasonByRightUnusedInTest are rights that this test does not use, and what would use them.
 var reasonByRightUnusedInTest = map[string]string{
-	"patch events":   "an event that is repeated",
-	"get events":     "an event that is repeated",
-	"update secrets": "the webhook's certificate expires soon",
+	"patch events":                 "an event that is repeated",
+	"get events":                   "an event that is repeated",
+	"update secrets gantry-gossip": "the gossip key is replaced",
+	"update secrets gantry-webhook-certificate": "the webhook's certificate expires soon",
 }
 
-// checkRBACMatchesAuditLog compares the audit log of a test that installed every package with the
-// manifests. A denied request means that a right is missing or that a policy is too strict, and a
-// right without requests is one too many.
-func checkRBACMatchesAuditLog(t *testing.T, log string) {
+// checkRBACMatchesAuditLog compares the audit log of a test that installed packages with the rights
+// that these grant. A denied request means that a right is missing or that a policy is too strict,
+// and a right without requests is one too many.
+func checkRBACMatchesAuditLog(t *testing.T, log string, rights []serviceAccountRight) {
 	t.Helper()
 	done, refused := readAuditedActions(t, log)
-	all := readGrantedRights(t)
 	for d, message := range refused {
 		if isRefusedByPolicy(message) {
 			t.Errorf("refused by a policy: %s", message)
 			continue
 		}
 		// During the uninstallation a Pod may still run after its rights are gone.
-		anywhere := d
-		anywhere.onlyInGantryNamespace = false
-		if !slices.Contains(all, d) && !slices.Contains(all, anywhere) {
+		if !slices.ContainsFunc(rights, func(r serviceAccountRight) bool { return r.covers(d) }) {
 			t.Errorf("refused: %s", message)
 		}
 	}
-	for _, right := range all {
-		if isRightUsed(right, done) || reasonByRightUnusedInTest[right.verb+" "+right.resourceAndSubresource] != "" {
+	for _, right := range rights {
+		if isRightUsed(right, done) || reasonByRightUnusedInTest[strings.TrimSpace(right.verb+" "+right.resourceAndSubresource+" "+right.objectNames)] != "" {
 			continue
 		}
 		t.Errorf("never used: %v", right)
@@ -71,7 +85,7 @@ func checkRBACMatchesAuditLog(t *testing.T, log string) {
 // isRightUsed reports whether one of the actions needs the right. A watch needs list too, if the
 // API server cannot send the initial objects in the watch, and list allows get. An apply of a new
 // object needs create.
-func isRightUsed(right serviceAccountRequest, done map[serviceAccountRequest]bool) bool {
+func isRightUsed(right serviceAccountRight, done map[serviceAccountRequest]bool) bool {
 	verbs := []string{right.verb}
 	if right.verb == "get" || right.verb == "list" {
 		verbs = append(verbs, "list", "watch")
@@ -79,10 +93,11 @@ func isRightUsed(right serviceAccountRequest, done map[serviceAccountRequest]boo
 	if right.verb == "create" {
 		verbs = append(verbs, "patch")
 	}
-	for _, v := range verbs {
-		d := right
-		d.verb = v
-		if done[d] {
+	for d := range done {
+		if !slices.Contains(verbs, d.verb) {
+			continue
+		}
+		if d.verb = right.verb; right.covers(d) && d.onlyInGantryNamespace == right.onlyInGantryNamespace {
 			return true
 		}
 	}
@@ -115,7 +130,7 @@ func readAuditedActions(t *testing.T, path string) (done map[serviceAccountReque
 		o := e.ObjectRef
 		d := serviceAccountRequest{
 			account: e.User.Username[strings.LastIndex(e.User.Username, ":")+1:], group: o.APIGroup, resourceAndSubresource: o.Resource, verb: e.Verb,
-			onlyInGantryNamespace: o.Namespace == names.DefaultNamespace,
+			onlyInGantryNamespace: o.Namespace == names.DefaultNamespace, objectName: o.Name,
 		}
 		if o.Subresource != "" {
 			d.resourceAndSubresource += "/" + o.Subresource
@@ -139,12 +154,14 @@ func isRefusedByPolicy(message string) bool {
 	return strings.Contains(message, "ValidatingAdmissionPolicy")
 }
 
-// readGrantedRights returns the rights that the overlays grant to the accounts of the programs.
-func readGrantedRights(t *testing.T) []serviceAccountRequest {
+// readRightsOfOverlays returns the rights that the overlays grant to the accounts of the programs.
+func readRightsOfOverlays(t *testing.T) []serviceAccountRight {
 	t.Helper()
-	var all []serviceAccountRequest
+	var all []serviceAccountRight
 	for overlay := range packages.EquivalentHelmValuesByKustomizeOverlay {
-		for _, right := range readRightsGrantedByOverlay(t, overlay) {
+		text, err := packages.RenderKustomize(t.Context(), overlay)
+		failOnError(t, err)
+		for _, right := range readGrantedRights(t, text) {
 			if !slices.Contains(all, right) {
 				all = append(all, right)
 			}
@@ -153,12 +170,10 @@ func readGrantedRights(t *testing.T) []serviceAccountRequest {
 	return all
 }
 
-// readRightsGrantedByOverlay returns the rights that one overlay grants to them.
-func readRightsGrantedByOverlay(t *testing.T, overlay string) []serviceAccountRequest {
+// readGrantedRights returns the rights that manifests grant to accounts of Gantry's namespace.
+func readGrantedRights(t *testing.T, manifests string) []serviceAccountRight {
 	t.Helper()
-	text, err := packages.RenderKustomize(t.Context(), overlay)
-	failOnError(t, err)
-	objects, err := packages.SplitObjects(text)
+	objects, err := packages.SplitObjects(manifests)
 	failOnError(t, err)
 	rules := map[string][]rbacv1.PolicyRule{} // by kind and name of the role
 	for _, o := range objects {
@@ -168,7 +183,7 @@ func readRightsGrantedByOverlay(t *testing.T, overlay string) []serviceAccountRe
 			rules[k+role.Name] = role.Rules
 		}
 	}
-	var out []serviceAccountRequest
+	var out []serviceAccountRight
 	for _, o := range objects {
 		if k := o.GetKind(); k != "ClusterRoleBinding" && k != "RoleBinding" {
 			continue
@@ -177,10 +192,10 @@ func readRightsGrantedByOverlay(t *testing.T, overlay string) []serviceAccountRe
 		failOnError(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &b))
 		for _, r := range rules[b.RoleRef.Kind+b.RoleRef.Name] {
 			for _, subject := range b.Subjects {
-				if !strings.HasPrefix(subject.Name, "gantry-") { // the account of Prometheus
-					continue
+				// A Prometheus has its account elsewhere.
+				if subject.Namespace == names.DefaultNamespace {
+					out = append(out, rightsGrantedByRule(r, subject.Name, b.Kind == "RoleBinding")...)
 				}
-				out = append(out, actionsGrantedByRule(r, subject.Name, b.Kind == "RoleBinding")...)
 			}
 		}
 	}
@@ -190,12 +205,13 @@ func readRightsGrantedByOverlay(t *testing.T, overlay string) []serviceAccountRe
 	return out
 }
 
-func actionsGrantedByRule(r rbacv1.PolicyRule, account string, inside bool) []serviceAccountRequest {
-	var out []serviceAccountRequest
+func rightsGrantedByRule(r rbacv1.PolicyRule, account string, inside bool) []serviceAccountRight {
+	var out []serviceAccountRight
 	for _, group := range r.APIGroups {
 		for _, resource := range r.Resources {
 			for _, verb := range r.Verbs {
-				out = append(out, serviceAccountRequest{account: account, onlyInGantryNamespace: inside, group: group, resourceAndSubresource: resource, verb: verb})
+				right := serviceAccountRequest{account: account, onlyInGantryNamespace: inside, group: group, resourceAndSubresource: resource, verb: verb}
+				out = append(out, serviceAccountRight{right, strings.Join(r.ResourceNames, ",")})
 			}
 		}
 	}
