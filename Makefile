@@ -9,7 +9,7 @@ PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd6
 OVERLAYS = default l2-only continuity webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test check current unit policy alerts e2e model bursts deaths cuts alert-series histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
+.PHONY: help build deps test check current unit policy alerts e2e model bursts deaths cuts alert-series histories test-race test-kernel fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,8 +44,12 @@ e2e: deps build packages-tools ## run only the end-to-end tests
 model: ## run the model checker over every order of events of three speakers; takes a few minutes
 	GANTRY_MODEL_RUNS=0 go test -count=1 -timeout=60m -run TestAllModelRunsKeepOneAnswererPerEpoch -v ./speaker/elect
 
-race: ## run the unit tests with the race detector
-	CGO_ENABLED=1 go test -race ./cmd/... ./controller/... ./speaker/... ./internal/...
+test-race: deps ## run with the race detector all tests that it can watch: all but those whose programs are other processes
+	CGO_ENABLED=1 go test -race -count=1 -timeout=2h ./api/... ./cmd/... ./controller/... ./internal/... ./speaker/... ./test/flood/... ./test/kernel/... ./test/run/...
+
+test-kernel: ## run the tests that need the kernel of a cluster, in a virtual machine with Debian's; PARTS=REGEXP chooses parts of them
+	@sh test/deps.sh kernel
+	go run ./test/kernel -parts='$(PARTS)'
 
 fuzz: ## run every fuzz target, or those in the directories FUZZ, for FUZZTIME: 30s, or a count such as 20000x on a busy machine
 	@grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' -H $${FUZZ:-api internal controller speaker test} | sed 's/_test.go:func /_test.go /' | \

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that the lab needs, if this user may do that. Otherwise it lists what is
-# missing.
+# missing. With the argument "kernel" it also installs those of make test-kernel.
 set -eu
 missing=
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
@@ -12,6 +12,11 @@ need tcpdump tcpdump
 need vtysh frr
 need bird bird2
 need nginx nginx-light
+if [ "${1:-}" = kernel ]; then
+	need qemu-system-x86_64 qemu-system-x86
+	# The guest starts from busybox, so it has to be the one that is linked statically.
+	if ldd "$(command -v busybox || echo /bin/sh)" >/dev/null 2>&1; then missing="$missing busybox-static"; fi
+fi
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 	echo "missing; install the packages:$missing" >&2

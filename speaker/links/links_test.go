@@ -314,7 +314,13 @@ func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 	b := newWatcherInNamespace(t)
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	index := b.awaitLinks("a link is added", hasLinkNames("eth0"))[0].Index
-	b.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })
+	b.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error {
+		err := netlink.LinkSetName(l, "lan0")
+		if errors.Is(err, unix.EBUSY) { // older kernels rename only a link that is down
+			err = errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, "lan0"), netlink.LinkSetUp(l))
+		}
+		return err
+	})
 	if s := b.awaitLinks("it is renamed", hasLinkNames("lan0")); s[0].Index != index {
 		t.Errorf("the index is %d, want %d still", s[0].Index, index)
 	}
