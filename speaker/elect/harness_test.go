@@ -214,6 +214,17 @@ func (w *clusterSimulation) deliverMembers() {
 
 // deliverBids delivers the bids to all speakers.
 func (w *clusterSimulation) deliverBids() {
+	for _, name := range w.nodeNames {
+		w.deliverBidsToNode(name)
+	}
+}
+
+// deliverBidsToNode delivers the bids to one speaker.
+func (w *clusterSimulation) deliverBidsToNode(name string) {
+	n := w.nodesByName[name]
+	if n.machine == nil {
+		return
+	}
 	able := map[string]int{}
 	for _, name := range w.nodeNames {
 		if w.nodesByName[name].hasServingEndpoint {
@@ -221,27 +232,21 @@ func (w *clusterSimulation) deliverBids() {
 		}
 	}
 	candidates := intent.NewCandidates(able)
-	for _, name := range w.nodeNames {
-		n := w.nodesByName[name]
-		if n.machine == nil {
-			continue
-		}
-		var in BidsChanged
-		for i, a := range w.addresses {
-			b := intent.Bid{Address: a, Candidates: candidates, MayRebalance: w.allowRebalance, WireCheck: w.wireCheck}
-			for j := i - i%max(w.addressesPerService, 1); w.addressesPerService > 0 && j < i-i%w.addressesPerService+w.addressesPerService; j++ {
-				if j != i {
-					b.SiblingAddresses = append(b.SiblingAddresses, w.addresses[j])
-				}
+	var in BidsChanged
+	for i, a := range w.addresses {
+		b := intent.Bid{Address: a, Candidates: candidates, MayRebalance: w.allowRebalance, WireCheck: w.wireCheck}
+		for j := i - i%max(w.addressesPerService, 1); w.addressesPerService > 0 && j < i-i%w.addressesPerService+w.addressesPerService; j++ {
+			if j != i {
+				b.SiblingAddresses = append(b.SiblingAddresses, w.addresses[j])
 			}
-			b.InEndpointGracePeriod = n.inEndpointGracePeriod
-			if n.hasServingEndpoint && (w.nodesAbleToServe == nil || w.nodesAbleToServe[name]) && (!n.isServiceProxyLate || slices.Contains(w.answeringNodes(a), name)) {
-				b.OwnLinkIndexes = []int{1}
-			}
-			in.Bids = append(in.Bids, b)
 		}
-		w.stepNode(n, in)
+		b.InEndpointGracePeriod = n.inEndpointGracePeriod
+		if n.hasServingEndpoint && (w.nodesAbleToServe == nil || w.nodesAbleToServe[name]) && (!n.isServiceProxyLate || slices.Contains(w.answeringNodes(a), name)) {
+			b.OwnLinkIndexes = []int{1}
+		}
+		in.Bids = append(in.Bids, b)
 	}
+	w.stepNode(n, in)
 }
 
 func (w *clusterSimulation) canGossip(a, b string) bool {

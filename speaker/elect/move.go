@@ -1,6 +1,18 @@
 package elect
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
+
+// A candidate refuses an offer of a node that is not the holder as far as the candidate knows. The
+// claim of a node that has just taken the address, and cannot keep it, may arrive after the offer,
+// or be lost and repeated. So this node repeats its offers for a while before it releases the
+// address.
+const (
+	refusedOffersTimeout  = 300 * time.Millisecond
+	refusedOffersInterval = 20 * time.Millisecond
+)
 
 // move is the handover of an address to another node. This node answers until the target does.
 type move struct {
@@ -9,6 +21,7 @@ type move struct {
 	// answer to an earlier offer cannot supersede the later holder.
 	offeredEpoch uint64
 	triedNodes   []string
+	beganAt      time.Time
 	// forRebalance is set when this node can keep the address. The move ends if the target refuses.
 	forRebalance bool
 	// inEndpointGracePeriod is set while the endpoints here still serve. Until another node is
@@ -21,7 +34,7 @@ type move struct {
 func (m *Machine) beginMoveInEndpointGracePeriod(a *addressState) {
 	if a.move == nil || a.move.forRebalance {
 		m.overruleOrphanClaim(a)
-		a.move = &move{offeredEpoch: a.highestKnownClaim.Epoch, inEndpointGracePeriod: true}
+		a.move = &move{offeredEpoch: a.highestKnownClaim.Epoch, inEndpointGracePeriod: true, beganAt: m.now}
 		m.offerToNextCandidate(a)
 	}
 }
@@ -36,7 +49,7 @@ func (m *Machine) beginMove(a *addressState) {
 	if a.move != nil {
 		epoch = a.move.offeredEpoch
 	}
-	a.move = &move{offeredEpoch: epoch}
+	a.move = &move{offeredEpoch: epoch, beganAt: m.now}
 	m.offerToNextCandidate(a)
 }
 
@@ -52,8 +65,8 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 }
 
 // offerToNextCandidate offers the address to the best candidate without an earlier offer. When all
-// candidates refused, a node that cannot serve the address releases it. A node that can serve and
-// wants to stop, or whose endpoints still serve, keeps it and tries again.
+// candidates refused for a while, a node that cannot serve the address releases it. A node that can
+// serve and wants to stop, or whose endpoints still serve, keeps it and tries again.
 func (m *Machine) offerToNextCandidate(a *addressState) {
 	v := a.move
 	if v.forRebalance {
@@ -72,7 +85,10 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 	switch {
 	case v.inEndpointGracePeriod:
 		retryDelay = m.timing.GracePeriodOfferInterval
-	case !a.canBeHeldBySelf(m.self):
+	case a.canBeHeldBySelf(m.self):
+	case len(v.triedNodes) > 0 && m.now.Sub(v.beganAt) < refusedOffersTimeout:
+		retryDelay = refusedOffersInterval
+	default:
 		m.releaseAddress(a, reasonNoTaker)
 		return
 	}
