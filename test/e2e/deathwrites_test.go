@@ -83,12 +83,13 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 	}
 	ctx, h := startWriteCountTestCluster(t)
 	tor := h.RouterOnHost("router", router.FRR)
-	failOnError(t, tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
+	failOnError(t, tor.StartWithConfig(ctx, h.frrConfigWithAllNodes()))
 	// The advertisement comes last: a speaker with more than 500 Services writes no
 	// ServiceBGPStatus, and with fewer it would write thousands of them before.
 	failOnError(t, h.ApplyManifests(ctx, torPeerManifest("")+writeCountBGPAdvertisementManifest))
 	h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionTrue)
-	h.countAPIWritesOfChange(ctx, func() {}) // until the sessions of all nodes are written
+	h.awaitSessionsOfAllNodes(ctx)
+	h.countAPIWritesOfChange(ctx, func() {}) // until what follows from them is written
 
 	died := h.countAPIWritesOfChange(ctx, func() {
 		failOnError(t, tor.Stop(ctx))
@@ -97,6 +98,7 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 	returned := h.countAPIWritesOfChange(ctx, func() {
 		failOnError(t, tor.StartEndedDaemons(ctx))
 		h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionTrue)
+		h.awaitSessionsOfAllNodes(ctx)
 	})
 	for what, w := range map[string]cluster.RequestCountsByResource{"death": died, "return": returned} {
 		t.Logf("the %s of the only router cost these writes: %v", what, w)
@@ -107,6 +109,35 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 			"bgpsessions/status": 6 * h.nodeCount, "bgppeers/status": h.nodeCount + 2,
 		})
 	}
+}
+
+// frrConfigWithAllNodes returns the configuration of FRR in the docs, with each node as a neighbour
+// of the router. In the docs there are three.
+func (h *writeCountTestCluster) frrConfigWithAllNodes() string {
+	h.t.Helper()
+	const lastNeighbor = " neighbor 192.168.0.13 peer-group nodes\n"
+	var all strings.Builder
+	for i := 3; i <= h.nodeCount; i++ {
+		fmt.Fprintf(&all, " neighbor 192.168.0.%d peer-group nodes\n", 10+i)
+	}
+	config := readFRRConfigFromDocs(h.t)
+	if strings.Count(config, lastNeighbor) != 1 {
+		h.t.Fatalf("the configuration in the docs has no line %q, or several:\n%s", lastNeighbor, config)
+	}
+	return strings.Replace(config, lastNeighbor, all.String(), 1)
+}
+
+// awaitSessionsOfAllNodes waits until each node has a session with the router.
+func (h *writeCountTestCluster) awaitSessionsOfAllNodes(ctx context.Context) {
+	h.t.Helper()
+	want := fmt.Sprintf("%d/%d", h.nodeCount, h.nodeCount)
+	h.awaitNoErrorForLongChange(ctx, "the sessions of all nodes", func(ctx context.Context) error {
+		got, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "bgppeer", "tor", "-o", "jsonpath={.status.gantry.sessions}")
+		if err == nil && got != want {
+			err = fmt.Errorf("%s sessions are established, want %s", got, want)
+		}
+		return err
+	})
 }
 
 // TestDeathOfANodeCostsFewWrites counts the writes to the API server when a node dies that holds
