@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -38,34 +36,16 @@ func expectPreflight(ctx context.Context, t *testing.T, s *cluster.Cluster, args
 }
 
 // TestPreflightProbeAndSupportBundle goes the way of an operator: the nodes before an installation,
-// with a fault each time, then the cluster after it, a Service from a client, and a bundle of what
-// is broken.
+// with faults, then the cluster after it, Services from clients, and a bundle of what is broken.
 func TestPreflightProbeAndSupportBundle(t *testing.T) {
 	t.Parallel()
 	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 3})
 	before := []string{"--image", gantryImage}
 	expectPreflight(ctx, t, s, before, 0, "checks pass on 3 nodes")
-	for _, f := range []struct {
-		name, node      string
-		fault, repair   []string
-		check, wantText string
-	}{
-		{"MTU", "node2", []string{"ip", "link", "set", "dev", "eth0", "mtu", "1400"}, []string{"ip", "link", "set", "dev", "eth0", "mtu", "1500"}, "MTU", "node2: the MTU of the link in 192.168.0.0/24 is 1400, and 1500 on most nodes"},
-		{"proxy ARP", "node1", []string{"sysctl", "-w", "net.ipv4.conf.eth0.proxy_arp=1"}, []string{"sysctl", "-w", "net.ipv4.conf.eth0.proxy_arp=0"}, "proxy ARP", "node1: proxy_arp of eth0 is on"},
-		{"forwarding", "node3", []string{"sysctl", "-w", "net.ipv4.ip_forward=0"}, []string{"sysctl", "-w", "net.ipv4.ip_forward=1"}, "forwarding", "node3: net.ipv4.ip_forward is 0"},
-	} {
-		t.Run(f.name, func(t *testing.T) {
-			failOnError(t, s.RunOnHost(f.node, f.fault[0], f.fault[1:]...))
-			expectPreflight(ctx, t, s, before, 1, "checks fail: "+f.check+" [", f.wantText)
-			failOnError(t, s.RunOnHost(f.node, f.repair[0], f.repair[1:]...))
-		})
-	}
-	t.Run("blocked gossip", func(t *testing.T) {
-		failOnError(t, s.BlockGossipOneWay(ctx, []string{"node1"}, []string{"node3"}, "udp"))
-		expectPreflight(ctx, t, s, before, 1, "checks fail: gossip [", "node1: by UDP it does not reach port 7946 of node3")
-		failOnError(t, s.UnblockPorts(ctx, "node1"))
-	})
-	expectPreflight(ctx, t, s, before, 0, "checks pass on 3 nodes")
+	rounds := preflightFaultsBeforeInstallation()
+	runPreflightRounds(ctx, t, s, append([]string{"--for", "bfd"}, before...), rounds)
+	expectPreflight(ctx, t, s, append([]string{"--for", "bfd"}, before...), 0, "checks pass on 3 nodes")
+	removeObjectsOfFaults(ctx, t, s)
 	failOnError(t, cluster.AwaitNoError(ctx, "the end of the namespaces of the preflight", func(ctx context.Context) error {
 		var all corev1.NamespaceList
 		if err := s.API.List(ctx, &all); err != nil {
@@ -80,8 +60,10 @@ func TestPreflightProbeAndSupportBundle(t *testing.T) {
 	}))
 	failOnError(t, s.InstallGantry(ctx))
 	expectPreflight(ctx, t, s, nil, 0, "checks pass on 3 nodes")
+	runPreflightRounds(ctx, t, s, nil, preflightFaultsAfterInstallation())
+	expectPreflight(ctx, t, s, nil, 0, "checks pass on 3 nodes")
 	expectPreflight(ctx, t, s, []string{"--on-nodes"}, 0, "checks pass on 3 nodes")
-	failOnError(t, s.ApplyManifests(ctx, operatedServiceManifests))
+	failOnError(t, s.ApplyManifests(ctx, operatedServiceManifests+probedServiceManifests()))
 	t.Run("probe", func(t *testing.T) { testProbeNamesStep(ctx, t, s) })
 	t.Run("support bundle", func(t *testing.T) { testBundleExplainsAsTheCluster(ctx, t, s) })
 }
@@ -90,12 +72,12 @@ func TestPreflightProbeAndSupportBundle(t *testing.T) {
 const operatedServiceManifests = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: operated, namespace: metallb-system}
-spec: {addresses: [192.168.0.201-192.168.0.210]}
+spec: {addresses: [192.168.0.201-192.168.0.210, 192.168.0.215-192.168.0.229]}
 ---
 apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: unadvertised, namespace: metallb-system}
-spec: {addresses: [192.168.0.211], autoAssign: false}
+spec: {addresses: [192.168.0.211-192.168.0.212], autoAssign: false}
 ---
 apiVersion: metallb.io/v1beta1
 kind: L2Advertisement
@@ -110,7 +92,7 @@ spec:
   selector: {matchLabels: {app: operated}}
   template:
     metadata: {labels: {app: operated}}
-    spec: {containers: [{name: web, image: web, ports: [{containerPort: 8080}]}]}
+    spec: {containers: [{name: web, image: web, ports: [{containerPort: 8080}, {containerPort: 7000, protocol: UDP}]}]}
 ---
 apiVersion: v1
 kind: Service
@@ -139,49 +121,11 @@ spec: {type: LoadBalancer, selector: {app: operated}, ports: [{port: 80, targetP
 ---
 `
 
-// testProbeNamesStep asks Services from a client on the LAN.
-func testProbeNamesStep(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	for _, c := range []struct {
-		service    string
-		wantStatus int
-		wantText   string
-	}{
-		{"operated", 0, "1 of 1 ports answer"},
-		{"operated-unadvertised", 1, "fails at the step neighbour, which is up to the node that holds the address"},
-		{"operated-misspelt", 1, "[PoolNotFound]"},
-	} {
-		t.Run(c.service, func(t *testing.T) {
-			failOnError(t, cluster.AwaitNoError(ctx, "the answer about "+c.service, func(ctx context.Context) error {
-				out, status, err := runKubectlGantryOnClient(ctx, s, "probe", "service", c.service)
-				if first, _, _ := strings.Cut(out, "\n"); err != nil || status != c.wantStatus || !strings.Contains(first, c.wantText) {
-					return fmt.Errorf("%v: it exits with %d, want %d and %q:\n%s", err, status, c.wantStatus, c.wantText, out)
-				}
-				return nil
-			}))
-		})
-	}
-}
-
-// runKubectlGantryOnClient runs kubectl gantry on the client of the LAN, which reaches the API
-// server by its own address.
-func runKubectlGantryOnClient(ctx context.Context, s *cluster.Cluster, args ...string) (string, int, error) {
-	kubeconfig := filepath.Join(s.Dir(), "credentials", "admin.kubeconfig")
-	cmd := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "kubectl-gantry"), append([]string{"--kubeconfig", kubeconfig}, args...)...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := s.NamespaceOfHost("client").RunInside(cmd.Run)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return out.String(), exit.ExitCode(), nil
-	}
-	return out.String(), 0, err
-}
-
 // testBundleExplainsAsTheCluster compares the first lines of a broken cluster with those of its
 // bundle.
 func testBundleExplainsAsTheCluster(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	bundle := filepath.Join(t.TempDir(), "bundle.tar.gz")
-	questions := [][]string{{"explain", "pool", "operated"}, {"explain", "node", "node1"}, {"explain", "address", "192.168.0.211"}, {"status"}, {"holders"}, {"pools"}, {"services"}, {"moves"}, {"peers"}, {"routes", "node1"}}
+	questions := [][]string{{"explain", "pool", "operated"}, {"explain", "node", "node1"}, {"explain", "address", "192.168.0.211"}, {"status"}, {"preflight"}, {"holders"}, {"pools"}, {"services"}, {"moves"}, {"peers"}, {"routes", "node1"}}
 	for _, name := range []string{"operated", "operated-ranges", "operated-without-pods", "operated-unadvertised", "operated-misspelt"} {
 		questions = append(questions, []string{"explain", "service", name})
 	}

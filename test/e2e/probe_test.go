@@ -76,6 +76,15 @@ func testAddressesInUseAreSkipped(ctx context.Context, t *testing.T, s *cluster.
 		return nil
 	}))
 
+	// An operator asks what a node hears of both addresses, while a node holds each.
+	failOnError(t, cluster.AwaitNoError(ctx, "the answer to a node", func(ctx context.Context) error {
+		out, status, err := runKubectlGantryOnHost(ctx, s, "client", "probe", "service", "asked", "--from", "node", "node1")
+		if err != nil || status != 0 || !strings.Contains(out, "✓ 192.168.0.242 ARP from node1: ") || !strings.Contains(out, "✓ fd00:a8::401 NDP from node1: ") {
+			return fmt.Errorf("%v: it exits with %d: %s", err, status, out)
+		}
+		return nil
+	}))
+
 	// A Service that requests such an address gets the reason.
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.UDPEchoServiceManifest("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
 	failOnError(t, cluster.AwaitNoError(ctx, "the reason", func(ctx context.Context) error {
