@@ -89,6 +89,8 @@ func (n *NodeAsker) AskNode(ctx context.Context, node string, service client.Obj
 		current := &v1alpha1.AddressProbe{}
 		err := n.API.Get(bounded, client.ObjectKeyFromObject(o), current)
 		switch {
+		case err == nil && current.Status.Outcome != "" && current.Status.Node != node:
+			return NodeAnswer{Outcome: NodeOutcomeNoSpeaker, Detail: fmt.Sprintf("the speaker of %s answered in its place, as one of an older version does", current.Status.Node)}, nil
 		case err == nil && current.Status.Outcome != "":
 			return newNodeAnswer(&current.Status), nil
 		case ctx.Err() != nil:

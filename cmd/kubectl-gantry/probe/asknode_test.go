@@ -42,7 +42,12 @@ func newProbeAPI(t *testing.T, onCreate func(*v1alpha1.AddressProbe) error) clie
 // is always deleted.
 func TestSpeakerOfNodeIsAskedByAddressProbe(t *testing.T) {
 	answered := func(s v1alpha1.AddressProbeStatus) func(*v1alpha1.AddressProbe) error {
-		return func(p *v1alpha1.AddressProbe) error { p.Status = s; return nil }
+		return func(p *v1alpha1.AddressProbe) error {
+			if p.Status = s; s.Node == "" {
+				p.Status.Node = "node2"
+			}
+			return nil
+		}
 	}
 	for name, c := range map[string]struct {
 		onCreate func(*v1alpha1.AddressProbe) error
@@ -52,6 +57,7 @@ func TestSpeakerOfNodeIsAskedByAddressProbe(t *testing.T) {
 		"two hosts answer":         {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeAnswered, By: holderMAC + ", " + otherMAC}), NodeAnswer{Outcome: NodeOutcomeAnswered, MACs: []string{holderMAC, otherMAC}}, ""},
 		"no host answers":          {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent}), NodeAnswer{Outcome: NodeOutcomeSilent}, ""},
 		"no link":                  {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeNotSent}), NodeAnswer{Outcome: NodeOutcomeNotSent}, ""},
+		"another speaker answers":  {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, Node: "node3"}), NodeAnswer{Outcome: NodeOutcomeNoSpeaker, Detail: "the speaker of node3 answered in its place, as one of an older version does"}, ""},
 		"the speaker says nothing": {answered(v1alpha1.AddressProbeStatus{}), NodeAnswer{Outcome: NodeOutcomeNoSpeaker, Detail: "its speaker did not answer within 10ms"}, ""},
 		"the CRD knows no node":    {func(p *v1alpha1.AddressProbe) error { p.Spec.Node = ""; return nil }, NodeAnswer{}, "older than this program"},
 		"the user may not ask": {func(*v1alpha1.AddressProbe) error {
