@@ -12,28 +12,34 @@ import (
 
 	"github.com/mdlayher/arp"
 	"github.com/mdlayher/ethernet"
+	"github.com/mdlayher/ndp"
 )
 
-// metalLBStandInArg makes a test program act as a speaker of MetalLB on a node: it answers ARP for
-// some addresses, and asks nobody before. metalLBStandInNodeVariable names the node.
+// metalLBStandInArg makes a test program act as a speaker of MetalLB on a node: it answers ARP and
+// NDP for some addresses, and asks nobody before; and it announces routes to a router by BGP.
+// metalLBStandInNodeVariable names the node.
 const (
 	metalLBStandInArg          = "act-as-metallb-speaker"
 	metalLBStandInNodeVariable = "NODE_NAME"
 )
 
-// RunAsMetalLBSpeakerIfRequested answers ARP until the process is killed, if the program was
+// RunAsMetalLBSpeakerIfRequested acts as a speaker until the process is killed, if the program was
 // started for that. It returns at once otherwise.
 func RunAsMetalLBSpeakerIfRequested() {
-	if len(os.Args) != 4 || os.Args[1] != metalLBStandInArg {
+	if len(os.Args) != 5 || os.Args[1] != metalLBStandInArg {
 		return
 	}
-	err := answerARPForShare(strings.Split(os.Args[2], ","), strings.Split(os.Args[3], ","))
-	fmt.Fprintln(os.Stderr, err)
+	ended := make(chan error)
+	go func() { ended <- answerForShare(strings.Split(os.Args[2], ","), strings.Split(os.Args[3], ",")) }()
+	if os.Args[4] != "" {
+		go announceRoutesUntilKilled(strings.Split(os.Args[4], ","))
+	}
+	fmt.Fprintln(os.Stderr, <-ended)
 	os.Exit(1)
 }
 
-// answerARPForShare answers for each address whose turn it is to be on this node.
-func answerARPForShare(nodes, addresses []string) error {
+// answerForShare answers for each address whose turn it is to be on this node.
+func answerForShare(nodes, addresses []string) error {
 	own := slices.Index(nodes, os.Getenv(metalLBStandInNodeVariable))
 	if own < 0 {
 		return fmt.Errorf("%s is none of the nodes %q", os.Getenv(metalLBStandInNodeVariable), nodes)
@@ -42,20 +48,30 @@ func answerARPForShare(nodes, addresses []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := arp.Dial(link)
-	if err != nil {
-		return err
-	}
-	answered := map[netip.Addr]bool{}
+	share := map[bool][]netip.Addr{} // by whether it is IPv6
 	for i, text := range addresses {
 		a, err := netip.ParseAddr(text)
 		if err != nil {
 			return err
 		}
-		if i%len(nodes) != own {
-			continue
+		if i%len(nodes) == own {
+			share[a.Is6()] = append(share[a.Is6()], a)
 		}
-		answered[a] = true
+	}
+	ended := make(chan error, 1)
+	if len(share[true]) > 0 {
+		go func() { ended <- answerNDP(link, share[true]) }()
+	}
+	go func() { ended <- answerARP(link, share[false]) }()
+	return <-ended
+}
+
+func answerARP(link *net.Interface, addresses []netip.Addr) error {
+	c, err := arp.Dial(link)
+	if err != nil {
+		return err
+	}
+	for _, a := range addresses {
 		announcement, err := arp.NewPacket(arp.OperationReply, link.HardwareAddr, a, ethernet.Broadcast, a)
 		if err != nil {
 			return err
@@ -69,7 +85,7 @@ func answerARPForShare(nodes, addresses []string) error {
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return err
-		case err != nil || question.Operation != arp.OperationRequest || !answered[question.TargetIP]:
+		case err != nil || question.Operation != arp.OperationRequest || !slices.Contains(addresses, question.TargetIP):
 			continue
 		}
 		if err := c.Reply(question, link.HardwareAddr, question.TargetIP); err != nil {
@@ -78,11 +94,59 @@ func answerARPForShare(nodes, addresses []string) error {
 	}
 }
 
+func answerNDP(link *net.Interface, addresses []netip.Addr) error {
+	c, _, err := ndp.Listen(link, ndp.LinkLocal)
+	if err != nil {
+		return err
+	}
+	answer := func(a, to netip.Addr) error {
+		isSolicited := to != allNodesAddress
+		return c.WriteTo(&ndp.NeighborAdvertisement{
+			Solicited: isSolicited, Override: true, TargetAddress: a,
+			Options: []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Target, Addr: link.HardwareAddr}},
+		}, nil, to)
+	}
+	for _, a := range addresses {
+		group, err := ndp.SolicitedNodeMulticast(a)
+		if err != nil {
+			return err
+		}
+		if err := c.JoinGroup(group); err != nil {
+			return err
+		}
+		if err := answer(a, allNodesAddress); err != nil {
+			return err
+		}
+	}
+	for {
+		m, _, from, err := c.ReadFrom()
+		if err != nil {
+			return err
+		}
+		question, isQuestion := m.(*ndp.NeighborSolicitation)
+		if !isQuestion || !slices.Contains(addresses, question.TargetAddress) {
+			continue
+		}
+		to := from
+		if from.IsUnspecified() { // a host that looks for a duplicate
+			to = allNodesAddress
+		}
+		if err := answer(question.TargetAddress, to); err != nil {
+			return err
+		}
+	}
+}
+
+// allNodesAddress is the multicast address of all nodes.
+var allNodesAddress = netip.MustParseAddr("ff02::1")
+
 // MetalLBStandIn is an installation in the form in which MetalLB's chart and manifests leave
-// theirs. Its speakers answer ARP, and its controller does nothing.
+// theirs. Its speakers answer ARP and NDP, and speak BGP. Its controller does nothing.
 type MetalLBStandIn struct {
 	// Nodes are the nodes with speakers, and Addresses those for which they answer.
 	Nodes, Addresses []string
+	// Routes are the prefixes that each node announces to the router of the LAN.
+	Routes []string
 	// GossipPort is the port that a speaker uses on its node, by TCP and UDP.
 	GossipPort int
 }
@@ -118,7 +182,7 @@ func (m *MetalLBStandIn) WriteChart(dir string) error {
 func (m *MetalLBStandIn) format(controller, speaker, labels, componentLabel, port string) string {
 	program, _ := os.Executable()
 	return strings.NewReplacer("CONTROLLER", controller, "SPEAKER", speaker, "LABELS", labels, "COMPONENT", componentLabel, "PORT", port,
-		"PROGRAM", program, "ARGUMENT", metalLBStandInArg, "NODES", strings.Join(m.Nodes, ","), "ADDRESSES", strings.Join(m.Addresses, ","), "VARIABLE", metalLBStandInNodeVariable).Replace(metalLBWorkloadManifests)
+		"PROGRAM", program, "ARGUMENT", metalLBStandInArg, "NODES", strings.Join(m.Nodes, ","), "ADDRESSES", strings.Join(m.Addresses, ","), "ROUTES", strings.Join(m.Routes, ","), "VARIABLE", metalLBStandInNodeVariable).Replace(metalLBWorkloadManifests)
 }
 
 const metalLBWorkloadManifests = `apiVersion: v1
@@ -168,7 +232,7 @@ spec:
       - {name: speaker, image: "quay.io/metallb/speaker:v0.14.9", ports: [{containerPort: PORT}, {containerPort: PORT, protocol: UDP}]}
       - name: answers
         image: lab/machine
-        command: [PROGRAM, ARGUMENT, "NODES", "ADDRESSES"]
+        command: [PROGRAM, ARGUMENT, "NODES", "ADDRESSES", "ROUTES"]
         env: [{name: VARIABLE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
         securityContext: {runAsUser: 0, capabilities: {drop: [ALL], add: [NET_RAW]}}
 `

@@ -3,9 +3,11 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,38 +17,46 @@ import (
 
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// migrationStreamService is the Service of the client's stream, and migrationStreamAddress its
-// address.
+// The Services of the clients' streams and their addresses: one by ARP, and one by BGP.
 const (
-	migrationStreamService = "migrated-stream"
-	migrationStreamAddress = "192.168.0.111"
-	firstMigrationAddress  = 111
-	migrationNodeCount     = 3
+	migrationStreamService       = "migrated-stream"
+	migrationStreamAddress       = "192.168.0.111"
+	migrationRoutedStreamService = "routed-stream"
+	migrationRoutedStreamAddress = "198.51.100.1"
+	firstMigrationAddress        = 111
+	migrationNodeCount           = 3
 )
 
 // migrationRun walks docs/from-metallb.md.
 type migrationRun struct {
 	*quickstartStepRunner
 	standIn   cluster.MetalLBStandIn
-	addresses map[string]string // of each Service, as MetalLB gave them
-	stream    *cluster.RequestStream
+	addresses map[string][]string // of each Service, as MetalLB gave them
+	// stream is that of a client in the LAN, routedStream that of one behind the router.
+	stream, routedStream *cluster.RequestStream
 }
 
 // TestMovingFromMetalLBAndBackChangesNoAddress follows docs/from-metallb.md literally: with Helm
-// to Gantry and back, and with manifests to Gantry and back. 40 Services keep their addresses,
-// each is answered after each walk, and a client's stream sees no more than failovers.
+// to Gantry and back, and with manifests to Gantry and back. 40 Services of all kinds keep their
+// addresses, by ARP, NDP and BGP. Each is answered after each walk, and a client's stream in the
+// LAN sees no more than failovers.
 func TestMovingFromMetalLBAndBackChangesNoAddress(t *testing.T) {
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: migrationNodeCount})
+	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
+		t.Skip(m)
+	}
+	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: migrationNodeCount, Families: lab.DualStack})
+	failOnError(t, s.RouterOnHost("router", router.FRR).StartWithConfig(ctx, readFRRConfigFromDocs(t)))
 	w := newMigrationRun(ctx, t, s)
 	w.carryOutText(ctx, t, "helm install metallb "+filepath.Join(w.cloneDir, "metallb")+" --namespace metallb-system --wait")
 	w.applyConfigurationAndServices(ctx, t)
-	w.startStream(ctx, t)
+	w.startStreams(ctx, t)
 	for _, section := range []string{"Helm", "Back with Helm", "Manifests and kustomize", "Back with manifests"} {
 		t.Run(section, func(t *testing.T) {
 			if section == "Manifests and kustomize" {
@@ -64,15 +74,24 @@ func TestMovingFromMetalLBAndBackChangesNoAddress(t *testing.T) {
 	if result.LongestTimeWithoutAnswer > migrationOutageLimit {
 		t.Errorf("the client had no answer for %v", result.LongestTimeWithoutAnswer)
 	}
+	routed := w.routedStream.StopAndAwaitLateAnswers()
+	t.Logf("the stream behind the router lost %d of %d requests, and the longest time without an answer was %v", routed.LostCount, routed.SentCount, routed.LongestTimeWithoutAnswer)
+	if routed.LongestTimeWithoutAnswer > migrationRoutedOutageLimit {
+		t.Errorf("the client behind the router had no answer for %v", routed.LongestTimeWithoutAnswer)
+	}
 }
 
 // migrationOutageLimit is well above one failover on a busy machine, and well below the start of a
 // program. `make bench` measures failovers.
 const migrationOutageLimit = 5 * time.Second
 
+// migrationRoutedOutageLimit is well above the longest wait of a speaker between two attempts to
+// connect to a router that has no graceful restart.
+const migrationRoutedOutageLimit = 20 * time.Second
+
 func newMigrationRun(ctx context.Context, t *testing.T, s *cluster.Cluster) *migrationRun {
 	t.Helper()
-	w := &migrationRun{quickstartStepRunner: newQuickstartStepRunner(t, s), addresses: map[string]string{}}
+	w := &migrationRun{quickstartStepRunner: newQuickstartStepRunner(t, s), addresses: map[string][]string{}}
 	w.standIn.GossipPort = 7946
 	for i := 1; i <= migrationNodeCount; i++ {
 		w.standIn.Nodes = append(w.standIn.Nodes, fmt.Sprintf("node%d", i))
@@ -80,6 +99,11 @@ func newMigrationRun(ctx context.Context, t *testing.T, s *cluster.Cluster) *mig
 	for i := range 35 {
 		w.standIn.Addresses = append(w.standIn.Addresses, fmt.Sprintf("192.168.0.%d", firstMigrationAddress+i))
 	}
+	for i := range 4 {
+		w.standIn.Addresses = append(w.standIn.Addresses, fmt.Sprintf("fd00:a8::%d", firstMigrationAddress+i))
+		w.standIn.Routes = append(w.standIn.Routes, fmt.Sprintf("198.51.100.%d/32", i+1))
+	}
+	w.standIn.Routes = append(w.standIn.Routes, "2001:db8:51::4/128")
 	failOnError(t, w.standIn.WriteChart(filepath.Join(w.cloneDir, "metallb")))
 	failOnError(t, os.WriteFile(filepath.Join(w.cloneDir, "metallb-native.yaml"), []byte(w.standIn.Manifests()), 0o600))
 	runKubectl(ctx, t, s, "", "create", "namespace", "metallb-system")
@@ -96,11 +120,11 @@ func migratedServicesManifest() (manifests string, services []string) {
 		services = append(services, name)
 		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: %s, annotations: {%s}}\nspec: {type: LoadBalancer, selector: {app: everywhere}, ports: [{port: %d, targetPort: web}]%s}\n", name, annotations, port, more)
 	}
-	for i := range 19 {
+	for i := range 11 {
 		add(fmt.Sprintf("migrated-plain-%d", i), "", "", 80)
 	}
 	for i := range 5 {
-		add(fmt.Sprintf("migrated-named-%d", i), fmt.Sprintf("metallb.universe.tf/loadBalancerIPs: 192.168.0.%d", firstMigrationAddress+20+i), "", 80)
+		add(fmt.Sprintf("migrated-named-%d", i), fmt.Sprintf("metallb.universe.tf/loadBalancerIPs: 192.168.0.%d", firstMigrationAddress+12+i), "", 80)
 	}
 	for i := range 5 {
 		add(fmt.Sprintf("migrated-local-%d", i), "metallb.io/address-pool: migrated", ", externalTrafficPolicy: Local", 80)
@@ -108,20 +132,43 @@ func migratedServicesManifest() (manifests string, services []string) {
 	for i := range 10 {
 		add(fmt.Sprintf("migrated-shared-%d", i), fmt.Sprintf("metallb.io/allow-shared-ip: pair-%d", i/2), "", 80+i%2)
 	}
-	return manifests + b.String() + "---\n" + cluster.UDPEchoServiceManifest(migrationStreamService, "node2"), services
+	for i := range 4 {
+		add(fmt.Sprintf("migrated-dual-%d", i), "", ", ipFamilyPolicy: RequireDualStack", 80)
+	}
+	for i := range 2 {
+		add(fmt.Sprintf("routed-%d", i), "metallb.universe.tf/address-pool: routed", "", 80)
+	}
+	add("routed-dual", "metallb.io/address-pool: routed", ", ipFamilyPolicy: RequireDualStack, externalTrafficPolicy: Local", 80)
+	routedStream := strings.Replace(cluster.UDPEchoServiceManifest(migrationRoutedStreamService, "node2"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations: {metallb.io/address-pool: routed}\n", 1)
+	return manifests + b.String() + "---\n" + cluster.UDPEchoServiceManifest(migrationStreamService, "node2") + "---\n" + routedStream, services
 }
 
-// migrationConfigurationManifest is the configuration of MetalLB. Nobody is at the router's
-// address.
+// migrationConfigurationManifest is the configuration of MetalLB: a pool for the LAN, and one for
+// the router.
 const migrationConfigurationManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: migrated, namespace: metallb-system}
-spec: {addresses: [192.168.0.111-192.168.0.149]}
+spec: {addresses: [192.168.0.111-192.168.0.149, "fd00:a8::111-fd00:a8::149"]}
 ---
 apiVersion: metallb.io/v1beta1
 kind: L2Advertisement
 metadata: {name: migrated, namespace: metallb-system}
 spec: {ipAddressPools: [migrated]}
+---
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: routed, namespace: metallb-system}
+spec: {addresses: [198.51.100.0/28, "2001:db8:51::/124"], autoAssign: false}
+---
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: routed, namespace: metallb-system}
+spec: {ipAddressPools: [routed]}
+---
+apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, dualStackAddressFamily: true}
 `
 
 // applyConfigurationAndServices applies what users of MetalLB apply, and gives the addresses as
@@ -134,15 +181,29 @@ func (w *migrationRun) applyConfigurationAndServices(ctx context.Context, t *tes
 	runKubectl(ctx, t, w.Cluster, saved, "create", "-f", "-")
 	manifests, services := migratedServicesManifest()
 	failOnError(t, w.ApplyManifests(ctx, manifests))
-	next := firstMigrationAddress + 1
+	next, nextIPv6, nextRouted := firstMigrationAddress+1, firstMigrationAddress, 2
 	for _, name := range services {
-		address := fmt.Sprintf("192.168.0.%d", next)
+		if strings.HasPrefix(name, "routed-") {
+			addresses := []string{fmt.Sprintf("198.51.100.%d", nextRouted)}
+			if name == "routed-dual" {
+				addresses = append(addresses, fmt.Sprintf("2001:db8:51::%d", nextRouted))
+			}
+			nextRouted++
+			w.giveAddresses(ctx, t, name, addresses...)
+			continue
+		}
+		addresses := []string{fmt.Sprintf("192.168.0.%d", next)}
 		if _, after, isShared := strings.Cut(name, "migrated-shared-"); !isShared || after[0]%2 == 1 {
 			next++
 		}
-		w.giveAddress(ctx, t, name, address)
+		if strings.HasPrefix(name, "migrated-dual-") {
+			addresses = append(addresses, fmt.Sprintf("fd00:a8::%d", nextIPv6))
+			nextIPv6++
+		}
+		w.giveAddresses(ctx, t, name, addresses...)
 	}
-	w.giveAddress(ctx, t, migrationStreamService, migrationStreamAddress)
+	w.giveAddresses(ctx, t, migrationStreamService, migrationStreamAddress)
+	w.giveAddresses(ctx, t, migrationRoutedStreamService, migrationRoutedStreamAddress)
 	if len(w.addresses) != 40 {
 		t.Fatalf("there are %d Services, want 40", len(w.addresses))
 	}
@@ -150,23 +211,30 @@ func (w *migrationRun) applyConfigurationAndServices(ctx context.Context, t *tes
 	w.checkServices(ctx, t)
 }
 
-// giveAddress writes the status of a Service as MetalLB's controller does.
-func (w *migrationRun) giveAddress(ctx context.Context, t *testing.T, name, address string) {
+// giveAddresses writes the status of a Service as MetalLB's controller does.
+func (w *migrationRun) giveAddresses(ctx context.Context, t *testing.T, name string, addresses ...string) {
 	t.Helper()
 	o, err := w.GetService(ctx, "default", name)
 	failOnError(t, err)
-	o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: address}}
+	o.Status.LoadBalancer.Ingress = nil
+	for _, a := range addresses {
+		o.Status.LoadBalancer.Ingress = append(o.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a})
+	}
 	failOnError(t, w.API.Status().Update(ctx, o, client.FieldOwner("controller")))
-	w.addresses[name] = address
+	w.addresses[name] = addresses
 }
 
-func (w *migrationRun) startStream(ctx context.Context, t *testing.T) {
+// startStreams sends requests from a client in the LAN, and from one behind the router.
+func (w *migrationRun) startStreams(ctx context.Context, t *testing.T) {
 	t.Helper()
-	failOnError(t, w.SendUDPUntilAnswered(ctx, "client", migrationStreamAddress+":7000"))
-	stream, err := w.StartUDPStream(ctx, "client", migrationStreamAddress+":7000", 100)
-	failOnError(t, err)
-	failOnError(t, stream.AwaitMoreAnswers(ctx, 10))
-	w.stream = stream
+	start := func(host, address string) *cluster.RequestStream {
+		failOnError(t, w.SendUDPUntilAnswered(ctx, host, address+":7000"))
+		stream, err := w.StartUDPStream(ctx, host, address+":7000", 100)
+		failOnError(t, err)
+		failOnError(t, stream.AwaitMoreAnswers(ctx, 10))
+		return stream
+	}
+	w.stream, w.routedStream = start("client", migrationStreamAddress), start("far", migrationRoutedStreamAddress)
 }
 
 // replaceHelmReleaseByManifests leaves MetalLB as its manifests do: without Helm's marks.
@@ -218,28 +286,55 @@ func (w *migrationRun) followSection(ctx context.Context, t *testing.T, title st
 // pools and the advertisement are there too.
 func (w *migrationRun) checkServices(ctx context.Context, t *testing.T) {
 	t.Helper()
-	runKubectl(ctx, t, w.Cluster, "", "-n", "metallb-system", "get", "ipaddresspool/migrated", "l2advertisement/migrated")
-	for name, address := range w.addresses {
+	runKubectl(ctx, t, w.Cluster, "", "-n", "metallb-system", "get", "ipaddresspool/migrated", "ipaddresspool/routed", "l2advertisement/migrated", "bgpadvertisement/routed", "bgppeer/tor")
+	for name, want := range w.addresses {
 		o, err := w.GetService(ctx, "default", name)
 		failOnError(t, err)
-		if in := o.Status.LoadBalancer.Ingress; len(in) != 1 || in[0].IP != address {
-			t.Errorf("Service %s has %v, want %s", name, in, address)
+		var got []string
+		for _, in := range o.Status.LoadBalancer.Ingress {
+			got = append(got, in.IP)
 		}
-		if name == migrationStreamService {
-			failOnError(t, w.awaitStreamAnswers(ctx))
+		if !slices.Equal(got, want) {
+			t.Errorf("Service %s has %v, want %v", name, got, want)
+		}
+		host, stream := "client", w.stream
+		if strings.HasPrefix(name, "routed-") {
+			host, stream = "far", w.routedStream
+			for _, a := range want {
+				w.awaitRouteFromEachNode(ctx, t, netip.MustParseAddr(a))
+			}
+		}
+		if name == migrationStreamService || name == migrationRoutedStreamService {
+			failOnError(t, awaitStreamAnswers(ctx, stream))
 			continue
 		}
-		_, err = w.FetchURLUntilSuccess(ctx, "client", fmt.Sprintf("http://%s:%d/", address, o.Spec.Ports[0].Port))
-		failOnError(t, err)
+		for _, a := range want {
+			_, err = w.FetchURLUntilSuccess(ctx, host, fmt.Sprintf("http://%s/", netip.AddrPortFrom(netip.MustParseAddr(a), uint16(o.Spec.Ports[0].Port))))
+			failOnError(t, err)
+		}
 	}
 }
 
-// awaitStreamAnswers waits for more answers of the stream, if it runs.
-func (w *migrationRun) awaitStreamAnswers(ctx context.Context) error {
-	if w.stream == nil {
+// awaitRouteFromEachNode waits until the router has a route for the address through each node.
+func (w *migrationRun) awaitRouteFromEachNode(ctx context.Context, t *testing.T, a netip.Addr) {
+	t.Helper()
+	var nextHops []string
+	for i := range migrationNodeCount {
+		if a.Is4() {
+			nextHops = append(nextHops, fmt.Sprintf("192.168.0.%d", 11+i))
+		} else {
+			nextHops = append(nextHops, fmt.Sprintf("fd00:a8::%x", 11+i))
+		}
+	}
+	awaitNextHopsInRouterKernel(ctx, t, w.Cluster, netip.PrefixFrom(a, a.BitLen()), nextHops...)
+}
+
+// awaitStreamAnswers waits for more answers of a stream, if it runs.
+func awaitStreamAnswers(ctx context.Context, stream *cluster.RequestStream) error {
+	if stream == nil {
 		return nil
 	}
-	return w.stream.AwaitMoreAnswers(ctx, 10)
+	return stream.AwaitMoreAnswers(ctx, 10)
 }
 
 // awaitGantryWell waits until kubectl gantry status says that all is well.
