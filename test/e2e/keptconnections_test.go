@@ -57,7 +57,8 @@ func TestOpenConnectionsSurvivePlannedMoves(t *testing.T) {
 				failOnError(t, s.RestartKubeProxy(ctx, node))
 			}
 			m.awaitMoreAnswers(ctx, t)
-			if mode == lab.KubeProxyNFTables { // kube-proxy has no part in why an address moves
+			if mode == lab.KubeProxyNFTables { // kube-proxy has no part in these
+				m.testFlapsOfFormerHolders(ctx, t, "node1", "node2", "node3")
 				m.testSelectorEditAndRebalance(ctx, t)
 			}
 			m.move(ctx, t, "rollout of all speakers", "", func() error {
@@ -87,6 +88,18 @@ func (m *keptMoves) kubectl(ctx context.Context, args ...string) error {
 func (m *keptMoves) applyAdvertisement(ctx context.Context, extra string) error {
 	_, doc, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	return m.s.ApplyManifests(ctx, doc+extra)
+}
+
+// testFlapsOfFormerHolders cuts the cable of each former holder until the holder calls it dead.
+func (m *keptMoves) testFlapsOfFormerHolders(ctx context.Context, t *testing.T, holder string, former ...string) {
+	for _, node := range former {
+		failOnError(t, m.s.CutCableKeepingCarrier(ctx, node))
+		failOnError(t, awaitTable(ctx, m.s, holder)) // the node has a Pod, which gets nothing more
+		failOnError(t, m.s.PlugCable(ctx, node))
+		m.awaitMoreAnswers(ctx, t)
+		failOnError(t, awaitNoTableOn(ctx, m.s, holder))
+	}
+	awaitAllHeldBy(ctx, t, m.s, holder)
 }
 
 // testSelectorEditAndRebalance lets a selector admit another node only, and then spreads the two
