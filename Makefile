@@ -9,7 +9,7 @@ PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd6
 OVERLAYS = default l2-only continuity webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test check current unit policy alerts e2e model bursts deaths cuts alert-series histories test-race test-kernel fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
+.PHONY: help build deps download test check current unit policy alerts e2e model bursts deaths cuts alert-series histories test-race test-kernel fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,13 @@ packages-tools: ## build bin/helm, bin/helm3, bin/kustomize, bin/image and bin/c
 	go build -C $(PACK) -o ../../bin/helm3 helm.sh/helm/v3/cmd/helm
 	go build -C $(PACK) -o ../../bin/kustomize sigs.k8s.io/kustomize/kustomize/v5
 
-test: deps build packages-tools ## run all tests, and print a line with counts at the end
+download: ## download the modules that the tests need, while something else is compiled
+	@for dir in test/lab/kube tools/packages tools/alerts; do go list -C $$dir -deps -test ./... > /dev/null || exit 1; done
+	@go list -C $(PACK) -deps tool > /dev/null
+
+test: ## run all tests, and print a line with counts at the end
+	@$(MAKE) --no-print-directory -j3 deps build download
+	@$(MAKE) --no-print-directory packages-tools
 	bin/lab build-kube
 	go run ./test/run -beside 'FUZZ=internal FUZZTIME=20000x $(MAKE) --no-print-directory alerts fuzz' ./...
 

@@ -86,7 +86,7 @@ func compileControlPlanePrograms(ctx context.Context, source, dir string, progre
 	v := strings.Split(strings.TrimPrefix(kubernetesVersion, "v"), ".")
 	const pkg = "k8s.io/component-base/version."
 	flags := fmt.Sprintf("-s -w -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s", pkg, kubernetesVersion, pkg, v[0], pkg, v[1])
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", filepath.Join(dir, "kube.new"), ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", flags, "-o", filepath.Join(dir, "kube.new"), ".")
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	var out strings.Builder
