@@ -16,8 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/command"
 )
 
-// otherPrograms are programs whose arguments this test does not know.
-var otherPrograms = []string{"arping", "ndisc6", "tcpdump", "ip", "curl", "nft", "oc", "docker", "nc", "chcon", "bin/lab", "bin/crane", "TOKEN", "sh", "vtysh", "birdc", "tar"}
+// otherPrograms are programs whose arguments this test does not know, and words of the shell.
+var otherPrograms = []string{"arping", "ndisc6", "tcpdump", "ip", "curl", "nft", "oc", "docker", "nc", "chcon", "bin/lab", "bin/crane", "TOKEN", "sh", "vtysh", "birdc", "tar", "for", "do", "done"}
 
 // kubectlVerbs are the verbs of kubectl on the pages, with those that take the kind of an object as
 // their first argument.

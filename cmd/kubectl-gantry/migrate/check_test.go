@@ -184,7 +184,7 @@ func TestCheckOfClusterThatHelmInstalled(t *testing.T) {
 		"kubectl -n metallb-system scale deployment/metallb-controller --replicas=0",
 		"helm get values metallb --namespace metallb-system --output yaml | kubectl gantry migrate --values -",
 		"--set speaker.gossip.port=7947 --set speaker.ports.metrics=9473 --take-ownership --force-conflicts\n", "Helm 3 does not have this flag: leave it out",
-		"kubectl -n metallb-system delete daemonset metallb-speaker",
+		"unless the router has graceful restart or you stop the speakers node by node", "kubectl -n metallb-system delete daemonset metallb-speaker",
 		"kubectl -n metallb-system delete secret -l owner=helm,name=metallb",
 	}, []string{"policy-engine", "namespaceSelectors", "unless the pool allows more", "It rejects a range"})
 }

@@ -51,7 +51,11 @@ func (f *Findings) ListSteps() (out []Step) {
 		}})
 	}
 	if speaker != nil {
-		out = append(out, Step{"stop MetalLB's speakers. Those of Gantry take the addresses: clients see at most one failover", []string{
+		text := "stop MetalLB's speakers. Those of Gantry take the addresses: clients see at most one failover"
+		if f.summarizeServices().bgp > 0 && f.BGPMode != bgpModeFRRK8s {
+			text += ". The routes by BGP are gone until Gantry's sessions are up, unless the router has graceful restart or you stop the speakers node by node (docs/from-metallb.md)"
+		}
+		out = append(out, Step{text, []string{
 			fmt.Sprintf("kubectl -n %s delete daemonset %s", speaker.Key.Namespace, speaker.Key.Name),
 		}})
 	}
