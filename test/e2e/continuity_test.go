@@ -126,30 +126,14 @@ func (l *steeringLab) awaitSteeringEnd(ctx context.Context, t *testing.T) {
 	awaitAllHeldBy(ctx, t, l.Cluster, l.holder)
 }
 
-// testFaultsWhileSteering causes faults of programs and cables. No connection may fail for long.
+// testFaultsWhileSteering causes faults of programs. No connection may fail for long.
 func (l *steeringLab) testFaultsWhileSteering(ctx context.Context, t *testing.T) {
 	t.Run("a node that seems dead lives", func(t *testing.T) {
-		l.causeFault(ctx, t, 0, func() error {
-			if err := l.SignalProgramOrPod(ctx, l.victim, "gantry-speaker", syscall.SIGSTOP); err != nil {
-				return err
-			}
-			if err := awaitTable(ctx, l.Cluster, l.holder); err != nil {
-				return err
-			}
-			time.Sleep(deathNoticeInterval) // the rules stand for some time
-			return l.SignalProgramOrPod(ctx, l.victim, "gantry-speaker", syscall.SIGCONT)
-		})
+		l.causeFault(ctx, t, 0, func() error { return l.SignalProgramOrPod(ctx, l.victim, "gantry-speaker", syscall.SIGSTOP) })
+		l.causeFault(ctx, t, 0, func() error { return l.SignalProgramOrPod(ctx, l.victim, "gantry-speaker", syscall.SIGCONT) })
 		l.awaitSteeringEnd(ctx, t)
 	})
-	t.Run("the rules follow a node that flaps", func(t *testing.T) {
-		for range 3 {
-			failOnError(t, l.CutCableKeepingCarrier(ctx, l.victim))
-			failOnError(t, awaitTable(ctx, l.Cluster, l.holder))
-			failOnError(t, l.PlugCable(ctx, l.victim))
-			failOnError(t, awaitNoTableOnNodes(ctx, l.Cluster))
-		}
-	})
-	t.Run("the node dies, and the holder's speaker is killed", func(t *testing.T) {
+	t.Run("the holder's speaker is killed while a node is dead", func(t *testing.T) {
 		l.killNode(ctx, t, l.victim, func() error {
 			if err := awaitTable(ctx, l.Cluster, l.holder); err != nil {
 				return err
