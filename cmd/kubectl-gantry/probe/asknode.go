@@ -28,6 +28,9 @@ const (
 	NodeOutcomeNotSent NodeOutcome = v1alpha1.ProbeOutcomeNotSent
 	// NodeOutcomeNoSpeaker: no speaker took the question.
 	NodeOutcomeNoSpeaker NodeOutcome = "NoSpeaker"
+	// NodeOutcomeOldSpeaker: a speaker of an older version, which knows no node in the question,
+	// answered for another node.
+	NodeOutcomeOldSpeaker NodeOutcome = "OldSpeaker"
 	// NodeOutcomeNotAsked: the user may not ask.
 	NodeOutcomeNotAsked NodeOutcome = "NotAsked"
 )
@@ -90,7 +93,7 @@ func (n *NodeAsker) AskNode(ctx context.Context, node string, service client.Obj
 		err := n.API.Get(bounded, client.ObjectKeyFromObject(o), current)
 		switch {
 		case err == nil && current.Status.Outcome != "" && current.Status.Node != node:
-			return NodeAnswer{Outcome: NodeOutcomeNoSpeaker, Detail: fmt.Sprintf("the speaker of %s answered in its place, as one of an older version does", current.Status.Node)}, nil
+			return NodeAnswer{Outcome: NodeOutcomeOldSpeaker, Detail: fmt.Sprintf("the speaker of %s answered in its place, as one of an older version does", current.Status.Node)}, nil
 		case err == nil && current.Status.Outcome != "":
 			return newNodeAnswer(&current.Status), nil
 		case ctx.Err() != nil:

@@ -57,7 +57,7 @@ func TestSpeakerOfNodeIsAskedByAddressProbe(t *testing.T) {
 		"two hosts answer":         {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeAnswered, By: holderMAC + ", " + otherMAC}), NodeAnswer{Outcome: NodeOutcomeAnswered, MACs: []string{holderMAC, otherMAC}}, ""},
 		"no host answers":          {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent}), NodeAnswer{Outcome: NodeOutcomeSilent}, ""},
 		"no link":                  {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeNotSent}), NodeAnswer{Outcome: NodeOutcomeNotSent}, ""},
-		"another speaker answers":  {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, Node: "node3"}), NodeAnswer{Outcome: NodeOutcomeNoSpeaker, Detail: "the speaker of node3 answered in its place, as one of an older version does"}, ""},
+		"another speaker answers":  {answered(v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, Node: "node3"}), NodeAnswer{Outcome: NodeOutcomeOldSpeaker, Detail: "the speaker of node3 answered in its place, as one of an older version does"}, ""},
 		"the speaker says nothing": {answered(v1alpha1.AddressProbeStatus{}), NodeAnswer{Outcome: NodeOutcomeNoSpeaker, Detail: "its speaker did not answer within 10ms"}, ""},
 		"the CRD knows no node":    {func(p *v1alpha1.AddressProbe) error { p.Spec.Node = ""; return nil }, NodeAnswer{}, "older than this program"},
 		"the user may not ask": {func(*v1alpha1.AddressProbe) error {

@@ -32,6 +32,8 @@ func DiagnoseNode(o *NodeObservation) Diagnosis {
 	switch o.Outcome {
 	case NodeOutcomeNotAsked:
 		return Diagnosis{Result: report.ResultUnknown, Step: StepSpeaker, Text: "not asked: " + o.Detail}
+	case NodeOutcomeOldSpeaker:
+		return Diagnosis{Result: report.ResultUnknown, Step: StepSpeaker, Text: "not known: " + o.Detail + ": update the speakers first"}
 	case NodeOutcomeNoSpeaker:
 		return failedAt(StepSpeaker, "the speaker of "+o.Node, "nobody asks there: %s", o.Detail)
 	case NodeOutcomeNotSent:
@@ -42,7 +44,7 @@ func DiagnoseNode(o *NodeObservation) Diagnosis {
 	}
 	switch {
 	case o.Holder == o.Node && o.Holder != "":
-		return wellAt(StepNeighbour, "%s holds the address itself, and no other host answers %s for it", o.Node, protocol)
+		return diagnoseHolderItself(o, protocol)
 	case o.Holder != "":
 		return failedAt(StepNeighbour, fmt.Sprintf("%s, which holds the address, or the network between it and %s", o.Holder, o.Node), "no host answers %s", protocol)
 	case !o.HasReadyEndpoints:
@@ -53,6 +55,11 @@ func DiagnoseNode(o *NodeObservation) Diagnosis {
 	return failedAt(StepNeighbour, "the configuration", "no host answers %s, since no node holds the address: the last line says why", protocol)
 }
 
+// diagnoseHolderItself says that the holder hears no other host.
+func diagnoseHolderItself(o *NodeObservation, protocol string) Diagnosis {
+	return wellAt(StepNeighbour, "%s holds the address itself, and no other host answers %s for it", o.Node, protocol)
+}
+
 // diagnoseNeighbourOfNode looks at who answered.
 func diagnoseNeighbourOfNode(o *NodeObservation, protocol string) Diagnosis {
 	var strangers []string
@@ -61,13 +68,15 @@ func diagnoseNeighbourOfNode(o *NodeObservation, protocol string) Diagnosis {
 		switch {
 		case node == "":
 			strangers = append(strangers, mac)
-		case node != o.Holder || node == o.Node:
+		case node != o.Holder: // a holder with two links in a segment may hear itself
 			strangers = append(strangers, mac+" of node "+node)
 		}
 	}
 	slices.Sort(strangers)
 	all := strings.Join(strangers, ", ")
 	switch {
+	case len(strangers) == 0 && o.Holder == o.Node:
+		return diagnoseHolderItself(o, protocol)
 	case len(strangers) == 0:
 		return wellAt(StepNeighbour, "%s answers %s with %s, and it holds the address", o.Holder, protocol, strings.Join(o.MACs, ", "))
 	case o.Holder != "" && !slices.Contains(slices.Collect(maps.Values(o.NodeByMAC)), o.Holder):

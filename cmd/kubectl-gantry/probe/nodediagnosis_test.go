@@ -32,6 +32,9 @@ func TestDiagnosisOfNodeNamesStepAndBlame(t *testing.T) {
 		"the holder answers":                                  {func(*NodeObservation) {}, report.ResultWell, StepNeighbour, "", "node1 answers ARP with " + holderMAC},
 		"the node is the holder":                              {func(o *NodeObservation) { makeSilent(o); o.Holder = "node2" }, report.ResultWell, StepNeighbour, "", "node2 holds the address itself"},
 		"the holder hears another":                            {func(o *NodeObservation) { o.Holder, o.MACs = "node2", []string{holderMAC} }, report.ResultNotWell, StepNeighbour, "another host", holderMAC + " of node node1 answers ARP, and node2 holds the address"},
+		"the holder hears its other link":                     {func(o *NodeObservation) { o.Holder, o.MACs = "node2", []string{otherMAC} }, report.ResultWell, StepNeighbour, "", "node2 holds the address itself"},
+		"the holder hears its other link and another host":    {func(o *NodeObservation) { o.Holder, o.MACs = "node2", []string{otherMAC, thirdMAC} }, report.ResultNotWell, StepNeighbour, "another host", thirdMAC + " answers ARP, and node2 holds the address"},
+		"the address is on a node that does not hold it":      {func(o *NodeObservation) { o.MACs = []string{otherMAC} }, report.ResultNotWell, StepNeighbour, "another host", otherMAC + " of node node2 answers ARP, and node1 holds the address"},
 		"a stranger answers too":                              {func(o *NodeObservation) { o.MACs = append(o.MACs, thirdMAC) }, report.ResultNotWell, StepNeighbour, "another host", thirdMAC + " answers ARP, and node1 holds the address"},
 		"a stranger answers for an address that nobody holds": {func(o *NodeObservation) { o.Holder, o.MACs = "", []string{thirdMAC} }, report.ResultNotWell, StepNeighbour, "another host", "no node holds the address"},
 		"the holder's Ethernet address is not known":          {func(o *NodeObservation) { o.NodeByMAC = nil }, report.ResultUnknown, StepNeighbour, "", "is not known"},
@@ -44,6 +47,9 @@ func TestDiagnosisOfNodeNamesStepAndBlame(t *testing.T) {
 		"no speaker": {func(o *NodeObservation) {
 			o.NodeAnswer = NodeAnswer{Outcome: NodeOutcomeNoSpeaker, Detail: "its speaker is dead"}
 		}, report.ResultNotWell, StepSpeaker, "the speaker of node2", "its speaker is dead"},
+		"a speaker of an older version": {func(o *NodeObservation) {
+			o.NodeAnswer = NodeAnswer{Outcome: NodeOutcomeOldSpeaker, Detail: "the speaker of node3 answered in its place"}
+		}, report.ResultUnknown, StepSpeaker, "", "the speaker of node3 answered in its place: update the speakers first"},
 		"no right": {func(o *NodeObservation) {
 			o.NodeAnswer = NodeAnswer{Outcome: NodeOutcomeNotAsked, Detail: "you have no right"}
 		}, report.ResultUnknown, StepSpeaker, "", "not asked: you have no right"},

@@ -167,6 +167,9 @@ func (t *target) observeFromNode(ctx context.Context, q Questions, key client.Ob
 	}
 	answer, err := q.AskNode(ctx, q.FromNode, key, a)
 	out.NodeAnswer = answer
+	if err == nil && answer.Outcome == NodeOutcomeNoSpeaker {
+		t.speakerFaultByNode[q.FromNode] = answer.Detail // the user does not wait again
+	}
 	return out, err
 }
 

@@ -1,10 +1,12 @@
 package probe
 
 import (
+	"context"
 	"net/netip"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -38,6 +40,28 @@ func TestDeadNodeIsNoHolder(t *testing.T) {
 		}
 		if got := read.holderByAddress[netip.MustParseAddr("192.0.2.1")]; got != "node2" {
 			t.Errorf("while %s is dead, the holder is %q, want node2", dead, got)
+		}
+	}
+}
+
+// TestSilentSpeakerIsAskedOnce: a Service has two addresses, and the user waits for one timeout. A
+// speaker that answers is asked for each address, also if others are of an older version.
+func TestSilentSpeakerIsAskedOnce(t *testing.T) {
+	for outcome, wantQuestions := range map[NodeOutcome]int{NodeOutcomeNoSpeaker: 1, NodeOutcomeSilent: 2, NodeOutcomeOldSpeaker: 2} {
+		questions := 0
+		q := Questions{FromNode: "node2", AskNode: func(context.Context, string, client.ObjectKey, netip.Addr) (NodeAnswer, error) {
+			questions++
+			return NodeAnswer{Outcome: outcome, Detail: "as the speaker says"}, nil
+		}}
+		read := &target{speakerFaultByNode: map[string]string{"node2": ""}}
+		for _, a := range []string{"192.0.2.1", "2001:db8::1"} {
+			got, err := read.observeFromNode(t.Context(), q, client.ObjectKey{Namespace: "shop", Name: "web"}, netip.MustParseAddr(a))
+			if err != nil || got.Outcome != outcome || got.Detail != "as the speaker says" {
+				t.Errorf("%s: the answer about %s is %+v, %v", outcome, a, got, err)
+			}
+		}
+		if questions != wantQuestions {
+			t.Errorf("%s: the speaker is asked %d times, want %d", outcome, questions, wantQuestions)
 		}
 	}
 }
