@@ -4,8 +4,11 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // AddressProbeSpec asks whether a host on the network segment uses an address already. The
 // controller writes it, or kubectl gantry probe does.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.node) == has(oldSelf.node) && (!has(self.node) || self.node == oldSelf.node)",message="the node cannot be changed: delete the AddressProbe"
 type AddressProbeSpec struct {
-	// Address that the controller is about to give. Example: 192.0.2.10.
+	// Address that the speakers ask for: the controller is about to give it, or an operator wants
+	// to know who answers. Example: 192.0.2.10.
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="the address is no IP address"
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the address cannot be changed: delete the AddressProbe"
@@ -21,7 +24,6 @@ type AddressProbeSpec struct {
 	// kubectl gantry probe sets it. Default: none: the speakers take turns, and ask for no address
 	// that a node holds. Example: node1.
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the node cannot be changed: delete the AddressProbe"
 	// +optional
 	Node string `json:"node,omitempty"`
 }

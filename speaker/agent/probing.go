@@ -9,8 +9,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// addressProbingState is the state of the probes that the controller requests before it assigns an
-// address.
+// addressProbingState is the state of the probes that AddressProbes request: the controller's,
+// which come before it assigns an address, and those of operators.
 type addressProbingState struct {
 	questionQueue probing.QuestionQueue
 	snapshot      *snapshot.Snapshot

@@ -17,9 +17,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// Attempts and Interval are for the frames of one Probe. RFC 5227 section 1.1 sends three, one to
-// two seconds apart, because a link may take long to come up. Here a user waits and the hosts are
-// servers. The holder detects a host that answers later.
+// FramesPerProbe and ProbeFrameInterval are for the frames of one Probe. RFC 5227 section 1.1 sends
+// three, one to two seconds apart, because a link may take long to come up. Here a user waits and
+// the hosts are servers. The holder detects a host that answers later.
 const (
 	FramesPerProbe     = 3
 	ProbeFrameInterval = 200 * time.Millisecond
@@ -175,7 +175,8 @@ func (d *QuestionQueue) RecordProbeResult(r facts.ProbeResult, w ProbingInputs, 
 	}
 }
 
-// NextDueTime returns when Advance has something to do; zero if no question is due at any time.
+// NextDueTime returns when TakeDueProbesAndNewAnswers has something to do; zero if no question is
+// due at any time.
 func (d *QuestionQueue) NextDueTime() (next time.Time) {
 	for _, o := range d.openQuestionByID {
 		if !o.isFinished && !o.isProbing && (next.IsZero() || o.dueAt.Before(next)) {
@@ -185,7 +186,7 @@ func (d *QuestionQueue) NextDueTime() (next time.Time) {
 	return next
 }
 
-// HasDueWork says whether Advance has something to do.
+// HasDueWork says whether TakeDueProbesAndNewAnswers has something to do.
 func (d *QuestionQueue) HasDueWork(now time.Time) bool {
 	next := d.NextDueTime()
 	return len(d.undeliveredAnswers) > 0 || !next.IsZero() && !next.After(now)

@@ -260,6 +260,8 @@ func testSpeakersAnswerAddressProbesInTheirOwnName(t *testing.T, admin *rest.Con
 	p := &v1alpha1.AddressProbe{Spec: v1alpha1.AddressProbeSpec{Address: "192.0.2.1", Service: v1alpha1.ServiceReference{Namespace: "default", Name: "web"}}}
 	p.Namespace, p.Name = names.DefaultNamespace, "a"
 	h.checkAccepted("creating an AddressProbe", h.admin.Create(t.Context(), p))
+	addNode := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"node":"node1"}}`))
+	h.checkRefused("adding a node to the question", h.admin.Patch(t.Context(), p.DeepCopy(), addNode))
 	answer := func(node, outcome string) string {
 		return fmt.Sprintf(`{"status":{"outcome":%q,"node":%q}}`, outcome, node)
 	}
