@@ -204,7 +204,7 @@ func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d a
 			return
 		}
 		changeStatusToBumpResourceVersion(w.serviceAfter, r.Now())
-		w.onlyChangesResourceVersion = true
+		w.onlyChangesResourceVersion, w.editsBefore = true, *edits
 	}
 	if rec := r.recordByService[v.Key]; rec.countWriteAndCheckContended(r.Now()) {
 		// It is logged once in each contentionDetectionInterval.
@@ -212,6 +212,7 @@ func (r *ServiceWorker) carryOutDecision(s *corev1.Service, v *view.Service, d a
 			r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
 			startRivalCheck(r, v.Key, rec)
 		}
+		*edits = w.editsBefore
 		r.workQueue.addChangedServiceAfter(v.Key, contendedWriteDelay)
 		return
 	}
@@ -307,9 +308,7 @@ func (r *ServiceWorker) clearStatusOfUnservedService(s *corev1.Service, v *view.
 		r.startGoneOrUnservedCheck(v.Key, rec)
 		return
 	}
-	if !r.editTurns.mayWriteNow(w, &rec.edits, r.Now()) {
-		return
-	}
+	r.editTurns.recordWrite(w, &rec.edits, r.Now())
 	rec.requestInFlight = true
 	r.apiTaskQueue.enqueueTask(w)
 }

@@ -14,8 +14,8 @@ const (
 	// maxEventDelay is how long an event waits at most while there always is work.
 	maxEventDelay = 5 * time.Second
 	// minEventsPerBatch to maxEventsPerBatch events are recorded at once, and the next ones after
-	// eventBatchInterval: so few that a Service that comes meanwhile hardly waits for them. It is
-	// one of queuedEventsPerRecorded events, so that many are recorded within seconds too.
+	// eventBatchInterval: so few that a Service that comes meanwhile hardly waits for them. A batch
+	// has one event of queuedEventsPerRecorded that wait: so many events do not take long either.
 	// client-go drops what is more than 1,000 ahead of the API server.
 	minEventsPerBatch, maxEventsPerBatch = 2, 16
 	queuedEventsPerRecorded              = 64

@@ -13,43 +13,39 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Limits of the edits of Services that are carried out. An edit that changes a decision costs the
-// API server a write of the status, a share of a write of the AddressLedger, and up to two events:
-// much more than the edit itself. The new Services of others wait for the same API server.
+// Limits of the repeated edits of Services that are carried out. An edit that changes a decision
+// costs the API server a write of the status, a share of a write of the AddressLedger, up to two
+// events: much more than the edit itself. New Services of others wait for the same API server.
 const (
 	// repeatedEditInterval is how soon after an edit the next one of the same Service is a repeated
-	// one.
+	// one. Other edits never wait.
 	repeatedEditInterval = time.Minute
 	// maxRepeatedEditBurst repeated edits are carried out at once, over all Services, and then
 	// repeatedEditsPerSecond.
 	maxRepeatedEditBurst, repeatedEditsPerSecond = 50, 10
-	// maxOtherEditBurst other edits are carried out at once, and then otherEditsPerSecond: so an
-	// edit of all Services of an application does not wait.
-	maxOtherEditBurst, otherEditsPerSecond = 2000, 20
 	// waitingEditsLogInterval is how often the log says that edits wait.
 	waitingEditsLogInterval = time.Minute
 )
 
-// editTurns decides when edits of Services are carried out. Those beyond the limits wait. Then
-// namespaces take turns, and a Service has one turn, however often it is edited meanwhile. New
+// editTurns decides when repeated edits of Services are carried out. Those beyond the limit wait.
+// Then namespaces take turns, and a Service has one turn, however often it is edited meanwhile. New
 // Services do not count, and neither do Services that change because of the configuration. All its
 // methods run on the worker's goroutine.
 type editTurns struct {
 	log       *slog.Logger
 	workQueue *workQueue
 	// requestHashSeed is random, so that nobody can make edits that have the same hash.
-	requestHashSeed                       maphash.Seed
-	repeatedEditLimiter, otherEditLimiter *rate.Limiter
-	servicesAwaitingTurn                  serviceQueue
-	timer                                 wakeTimer
-	lastLogTime                           time.Time
+	requestHashSeed      maphash.Seed
+	repeatedEditLimiter  *rate.Limiter
+	servicesAwaitingTurn serviceQueue
+	timer                wakeTimer
+	lastLogTime          time.Time
 }
 
 func newEditTurns(log *slog.Logger, q *workQueue) editTurns {
 	return editTurns{
 		log: log, workQueue: q, requestHashSeed: maphash.MakeSeed(),
 		repeatedEditLimiter: rate.NewLimiter(repeatedEditsPerSecond, maxRepeatedEditBurst),
-		otherEditLimiter:    rate.NewLimiter(otherEditsPerSecond, maxOtherEditBurst),
 	}
 }
 
@@ -67,48 +63,59 @@ type serviceEdits struct {
 
 // mayWriteNow says whether a write may begin now. If not, its Service waits for its turn.
 func (t *editTurns) mayWriteNow(w *serviceStatusWriteTask, edits *serviceEdits, now time.Time) bool {
-	w.requestHashBefore = t.hashRequest(w.serviceBefore)
-	isEdit := edits.lastRequestHash != 0 && edits.lastRequestHash != w.requestHashBefore
-	if isEdit && !edits.hasTurn && !t.countEditWithinLimit(edits, now) {
+	if t.isEdited(w, edits) && !edits.hasTurn && !t.countEditWithinLimit(edits, now) {
 		t.servicesAwaitingTurn.addKey(w.service.Key)
 		t.logWaitingEdits(w.service.Key.Namespace, now)
 		return false
 	}
-	edits.lastRequestHash, edits.hasTurn = t.hashRequest(w.serviceAfter), false
-	if isEdit {
+	t.recordWrite(w, edits, now)
+	return true
+}
+
+// isEdited says whether the owner of a Service asks for something else than at the last write.
+func (t *editTurns) isEdited(w *serviceStatusWriteTask, edits *serviceEdits) bool {
+	return edits.lastRequestHash != 0 && edits.lastRequestHash != t.hashRequest(w.serviceBefore)
+}
+
+// recordWrite records that a write begins. A write that removes addresses needs no turn: others may
+// wait for these addresses. It counts, so that the Service waits before it gets others.
+func (t *editTurns) recordWrite(w *serviceStatusWriteTask, edits *serviceEdits, now time.Time) {
+	w.editsBefore = *edits
+	if t.isEdited(w, edits) {
 		edits.lastEditTime = now
 	}
-	return true
+	edits.lastRequestHash, edits.hasTurn = t.hashRequest(w.serviceAfter), false
 }
 
 // recordEditWithoutEffect records what the owner of a Service asks for that has it already.
 func (t *editTurns) recordEditWithoutEffect(w *serviceStatusWriteTask, edits *serviceEdits) {
-	if edits.hasTurn = false; edits.lastRequestHash != 0 {
+	edits.hasTurn = false
+	if edits.lastRequestHash != 0 {
 		edits.lastRequestHash = t.hashRequest(w.serviceBefore)
 	}
 }
 
 // countEditWithinLimit counts an edit unless that exceeds the limit.
 func (t *editTurns) countEditWithinLimit(edits *serviceEdits, now time.Time) bool {
-	if now.Sub(edits.lastEditTime) >= repeatedEditInterval && t.otherEditLimiter.AllowN(now, 1) {
+	if now.Sub(edits.lastEditTime) >= repeatedEditInterval {
 		return true
 	}
 	return t.servicesAwaitingTurn.keys.itemCount == 0 && t.repeatedEditLimiter.AllowN(now, 1)
 }
 
-// queueServicesWithTurn queues the Services whose turn has come.
+// queueServicesWithTurn queues the Services whose turn has come, and sets a timer for the next
+// turn. Call it after all decisions, which may let a Service wait.
 func (t *editTurns) queueServicesWithTurn(now time.Time, recordByService map[view.ObjectKey]*serviceRecord) {
 	for t.servicesAwaitingTurn.keys.itemCount > 0 {
-		if !t.repeatedEditLimiter.AllowN(now, 1) {
-			missing := 1 - t.repeatedEditLimiter.TokensAt(now)
+		if missing := 1 - t.repeatedEditLimiter.TokensAt(now); missing > 0 {
 			t.timer.wakeWorkerAt(now.Add(time.Duration(missing/repeatedEditsPerSecond*float64(time.Second))+time.Millisecond), now, t.workQueue)
 			return
 		}
 		for _, k := range t.servicesAwaitingTurn.takeKeys(1) {
-			if rec := recordByService[k]; rec != nil {
+			if rec := recordByService[k]; rec != nil && t.repeatedEditLimiter.AllowN(now, 1) {
 				rec.edits.hasTurn = true
+				t.workQueue.addChangedServices(k)
 			}
-			t.workQueue.addChangedServices(k)
 		}
 	}
 }

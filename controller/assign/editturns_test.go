@@ -97,3 +97,66 @@ func TestServicesThatAreEditedAgainAndAgainTakeTurns(t *testing.T) {
 		}
 	})
 }
+
+// The last edit of a Service is carried out, however soon it comes after others, and though nothing
+// else happens.
+func TestLastEditIsCarriedOut(t *testing.T) {
+	const services = 2 * maxRepeatedEditBurst
+	runWithFakeTime(t, func(t *testing.T) {
+		s, c := startWithServices(t, services, "10.0.0.0/16")
+		defer c.stopAndWait()
+		third := 0
+		for gap := 60 * time.Millisecond; gap <= 150*time.Millisecond; gap += 5 * time.Millisecond {
+			third++
+			request := func(i, fourth int) string {
+				want := fmt.Sprintf("10.0.%d.%d", 100+third, fourth)
+				s.EditService(serviceKey(fmt.Sprint("s", i)), requestAddress(want))
+				return want
+			}
+			for i := range services {
+				request(i, 1+i)
+			}
+			// The last of these has had its turn by then, and there are no other turns left.
+			time.Sleep((services-maxRepeatedEditBurst)/repeatedEditsPerSecond*time.Second + 200*time.Millisecond)
+			want := ""
+			for n := range 4 {
+				want = request(0, 201+n)
+				time.Sleep(gap)
+			}
+			time.Sleep(3 * time.Second)
+			if got := firstAddress(s.ServiceByKey(serviceKey("s0"))).String(); got != want {
+				t.Errorf("%v after another edit, a Service asked for %s; 3 s later it has %s", gap, want, got)
+			}
+			time.Sleep(maxRepeatedEditBurst / repeatedEditsPerSecond * time.Second)
+		}
+	})
+}
+
+// A Service that is no LoadBalancer any more gives its address up at once, though edits wait for
+// their turns, and a Service of another namespace gets this address.
+func TestReleaseOfAddressesDoesNotWaitForTurn(t *testing.T) {
+	const services = 200
+	runWithFakeTime(t, func(t *testing.T) {
+		s, c := startWithServices(t, services, "10.0.0.0/16")
+		defer c.stopAndWait()
+		for n := range 3 {
+			for i := range services {
+				s.EditService(serviceKey(fmt.Sprint("s", i)), requestAddress(fmt.Sprintf("10.0.%d.%d", 100+n, 1+i)))
+			}
+			time.Sleep(time.Second)
+		}
+		s.CreateService(newLoadBalancer("rare"))
+		time.Sleep(time.Second)
+		s.EditService(serviceKey("rare"), requestAddress("10.0.250.1"))
+		time.Sleep(time.Second)
+		s.EditService(serviceKey("rare"), func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP })
+		heir := newLoadBalancer("heir")
+		heir.Namespace = "other"
+		requestAddress("10.0.250.1")(heir)
+		s.CreateService(heir)
+		time.Sleep(2 * time.Second)
+		if got := firstAddress(s.ServiceByKey(view.ObjectKey{Namespace: "other", Name: "heir"})).String(); got != "10.0.250.1" {
+			t.Errorf("2 s after the Service that had 10.0.250.1 gave it up, the Service that asks for it has %s", got)
+		}
+	})
+}

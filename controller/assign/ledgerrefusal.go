@@ -160,7 +160,7 @@ func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, e
 	if c := meta.FindStatusCondition(w.serviceBefore.Status.Conditions, names.ConditionAllocatedFromPool); c != nil && strings.Contains(c.Message, ",") {
 		d.PoolsOfAllAddressesIfSeveral = strings.Split(c.Message, ",")
 	}
-	failed := &serviceStatusWriteTask{service: w.service, serviceBefore: w.serviceBefore, decision: d, poolToRecord: d.PoolOfFirstAddress, assignmentBefore: w.assignmentBefore, ledgerBuildNumber: w.ledgerBuildNumber}
+	failed := &serviceStatusWriteTask{service: w.service, serviceBefore: w.serviceBefore, decision: d, poolToRecord: d.PoolOfFirstAddress, assignmentBefore: w.assignmentBefore, editsBefore: w.editsBefore, ledgerBuildNumber: w.ledgerBuildNumber}
 	failed.serviceAfter = withDecidedStatus(w.serviceBefore, d, d.PoolOfFirstAddress)
 	if areStatusAndAnnotationsEqual(failed.serviceBefore, failed.serviceAfter) {
 		r.endRequestOfService(w.service.Key)

@@ -177,6 +177,7 @@ func (r *ServiceWorker) replaceServiceRecords(seen map[view.ObjectKey]*serviceRe
 			now.requestInFlight, now.changedDuringRequest, now.consecutiveFailures = old.requestInFlight, old.changedDuringRequest, old.consecutiveFailures
 			if old.uid == now.uid {
 				now.newestResourceVersion, now.ledgerEntryRefused = max(now.newestResourceVersion, old.newestResourceVersion), old.ledgerEntryRefused
+				now.edits = old.edits
 				if !old.waitingSince.IsZero() && !now.waitingSince.IsZero() {
 					now.waitingSince = old.waitingSince
 				}

@@ -255,7 +255,6 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if r.mustAwaitConfigurationRead = !r.applyConfiguration(); r.mustAwaitConfigurationRead {
 		looks = 0
 	}
-	r.editTurns.queueServicesWithTurn(r.Now(), r.recordByService)
 	letters := r.workQueue.takeItems(looks)
 	for _, l := range letters {
 		if r.ledgerLoaded.Load() {
@@ -272,6 +271,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 		r.workerState.recordAttempt(r.Now(), phaseDeciding, true)
 	}
 	r.queueServicesWaitingForAddress()
+	r.editTurns.queueServicesWithTurn(r.Now(), r.recordByService)
 	r.retirementScheduler.startDueTurns(r.Now(), r.ledger, r.configuration.Snapshot)
 	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
 	r.apiTaskQueue.slowWriteTracker.updateSlowWrites(r.Now())

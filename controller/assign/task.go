@@ -253,8 +253,8 @@ type serviceStatusWriteTask struct {
 	// when the next one is due.
 	mayBeWrittenByEarlierAttempt bool
 	retryAt                      time.Time
-	// requestHashBefore is the hash of what the owner of the Service asked for before the write.
-	requestHashBefore uint64
+	// editsBefore is what was known of the edits of the Service before the write.
+	editsBefore serviceEdits
 	// attemptStart is when the last attempt began, lastAttemptWasSlow that it took long.
 	// isSlowRetry says that the attempt under way counts among unfinishedSlowRetries.
 	attemptStart                    time.Time

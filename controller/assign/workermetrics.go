@@ -31,7 +31,8 @@ func NewWorkerMetrics() *WorkerMetrics {
 		unfinishedWorkByState: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gantry_controller_work",
 			Help: "Unfinished work, by state: Staged are writes of a Service's status that wait for the AddressLedger, " +
-				"Queued are requests that wait for a free place or for another attempt, Running are requests that the API server has not answered.",
+				"Queued are requests that wait for a free place or for another attempt, Running are requests that the API server has not answered, " +
+				"AwaitingTurn are Services whose last edit waits, since they were edited several times within a minute.",
 		}, []string{"state"}),
 		statusWritesByOutcome: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_controller_status_writes_total",
@@ -66,6 +67,7 @@ func (m *WorkerMetrics) collectors() []prometheus.Collector {
 func (r *ServiceWorker) updateUnfinishedWorkGauge() {
 	for state, n := range map[string]int{
 		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": r.apiTaskQueue.tasksAwaitingFreeSlot.itemCount + len(r.apiTaskQueue.writesAwaitingRetryTime), "Running": r.apiTaskQueue.tasksInFlightCount,
+		"AwaitingTurn": r.editTurns.servicesAwaitingTurn.keys.itemCount,
 	} {
 		r.Metrics.unfinishedWorkByState.WithLabelValues(state).Set(float64(n))
 	}

@@ -52,7 +52,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	r.servicesWithRefusedStatus.setIsRefused(k, o == outcomeRefused)
 	r.workerState.recordAttempt(r.Now(), phaseWriting, o != outcomeRefused || !r.servicesWithRefusedStatus.indicateControllerFault())
 	if o == outcomeRefused || o == outcomeConflict { // nothing was written
-		rec.edits.lastRequestHash = w.requestHashBefore
+		rec.edits = w.editsBefore
 	}
 	if o == outcomeRefused {
 		r.ledgerWriter.pendingWrites.ClosePendingOfRefusedStatusWrite(k, base)
