@@ -12,6 +12,7 @@ for module in virtio_pci 9pnet_virtio 9p overlay; do
 	modprobe "$module" || exit 1
 done
 ip link set lo up
+hostname guest # an API server without one does not register itself
 mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000 root /lower || exit 1
 mount -t tmpfs -o size=90%,nr_inodes=0 tmpfs /upper || exit 1
 mkdir /upper/changes /upper/work
