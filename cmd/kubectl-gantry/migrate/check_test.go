@@ -351,7 +351,12 @@ func withFRRK8s(manifests string) string {
 	if strings.Contains(manifests, "meta.helm.sh") {
 		values = []string{"OWNER", "meta.helm.sh/release-name: metallb, meta.helm.sh/release-namespace: metallb-system", "NAME", "metallb-frr-k8s", "WEBHOOK", "metallb-frr-k8s-statuscleaner", "PREFIX", "metallb-"}
 	}
-	return strings.Replace(manifests, "name: speaker, image", "name: speaker, env: [{name: METALLB_BGP_TYPE, value: frr-k8s}], image", 1) + strings.NewReplacer(values...).Replace(frrK8sManifests)
+	return withModeFRRK8s(manifests) + strings.NewReplacer(values...).Replace(frrK8sManifests)
+}
+
+// withModeFRRK8s lets MetalLB's speakers leave BGP to FRR-K8s.
+func withModeFRRK8s(manifests string) string {
+	return strings.Replace(manifests, "name: speaker, image", "name: speaker, env: [{name: METALLB_BGP_TYPE, value: frr-k8s}], image", 1)
 }
 
 // TestCheckStopsFRRK8sThatOnlyMetalLBUses: it has the BGP sessions, and would keep them when the
@@ -392,6 +397,12 @@ spec: {nodeSelector: {}, bgp: {routers: [{asn: 64512, neighbors: [{asn: 64513, a
 		"FRRConfiguration metallb-system/metallb-extras: Gantry reads none", "FRR-K8s stays for your own FRRConfigurations",
 		"kubectl -n metallb-system delete frrconfigurations.frrk8s.metallb.io metallb-node1 metallb-node2\n",
 	}, []string{"delete daemonset frr-k8s", "delete deployment frr-k8s", "validatingwebhookconfiguration frr-k8s"})
+}
+
+// TestCheckHasNoStepForFRRK8sThatIsGone: MetalLB's speakers still have the mode.
+func TestCheckHasNoStepForFRRK8sThatIsGone(t *testing.T) {
+	f := findIn(t, newMemoryAccess(t, withModeFRRK8s(byManifests())), "")
+	checkTexts(t, FormatCheckReport(BuildCheckReport(f)), []string{"its BGP mode is frr-k8s", "stop MetalLB's speakers"}, []string{"stop FRR-K8s", "end the BGP sessions"})
 }
 
 // TestBrokenConversionIsNoError: the list of BGPPeers fails when nobody answers for the webhook.

@@ -123,7 +123,7 @@ func (f *Findings) describePortClash() string {
 }
 
 // stopFRRK8sStep ends the BGP sessions that FRR-K8s has for MetalLB. FRR-K8s stays if users have
-// FRRConfigurations of their own.
+// FRRConfigurations of their own. There is no step if nothing of FRR-K8s is found.
 func (f *Findings) stopFRRK8sStep() []Step {
 	if f.BGPMode != bgpModeFRRK8s && len(f.MetalLBFRRConfigurations) == 0 {
 		return nil
@@ -146,6 +146,9 @@ func (f *Findings) stopFRRK8sStep() []Step {
 	}
 	for _, namespace := range slices.Sorted(maps.Keys(namesByNamespace)) {
 		commands = append(commands, fmt.Sprintf("kubectl -n %s delete %s %s", namespace, frrConfigKind, strings.Join(namesByNamespace[namespace], " ")))
+	}
+	if len(commands) == 0 {
+		return nil
 	}
 	return []Step{{text, commands}}
 }
