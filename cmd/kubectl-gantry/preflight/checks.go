@@ -89,7 +89,7 @@ func RunChecks(f *Facts) *report.Report {
 		for _, fault := range found {
 			text := fault.text
 			if len(fault.nodes) > 0 {
-				text = joinNodes(fault.nodes) + ": " + text
+				text = joinNames(fault.nodes) + ": " + text
 			}
 			out.Checks = append(out.Checks, report.Check{Name: c.name, Result: report.ResultNotWell, Reason: c.reason, Text: text, Breaks: c.breaks, Mend: fault.mend, Documentation: documentationURL + c.page})
 		}

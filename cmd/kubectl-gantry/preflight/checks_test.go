@@ -146,7 +146,7 @@ var clusterFaults = []faultCase{
 	}, "other controllers", []string{"MetalLB (daemonset/speaker in namespace metallb-system)"}, "delete daemonset/speaker; or give"},
 	{"Cilium's LB-IPAM", healthyFacts, func(f *Facts) {
 		f.StatusWriters = []StatusWriter{{"cilium-operator, which is Cilium's LB-IPAM", []string{"shop/web"}}}
-	}, "other controllers", []string{"another program (cilium-operator, which is Cilium's LB-IPAM) gave addresses to shop/web"}, "--load-balancer-class"},
+	}, "other controllers", []string{"another program (cilium-operator, which is Cilium's LB-IPAM) gave, and perhaps still gives, addresses to shop/web"}, "if the other program still runs, stop it"},
 	{"a speaker is missing", installedFacts, func(f *Facts) { f.Nodes[1].Speaker = nil }, "nodes", []string{"node2: no speaker runs there"}, "explain node"},
 	{"a speaker is dead", installedFacts, func(f *Facts) { f.Nodes[1].Speaker.IsReady = false }, "nodes", []string{"node2: its speaker is dead"}, "explain node"},
 	{"speakers hear each other no more", installedFacts, func(f *Facts) { f.Nodes[0].Speaker.Unreachable = []string{"node2"} }, "gossip", []string{"node1: its speaker exchanges no gossip with node2"}, "port 7946"},

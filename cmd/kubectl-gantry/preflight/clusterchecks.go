@@ -37,8 +37,8 @@ func findRivals(f *Facts) []finding {
 			r.Mend + "; or give Gantry a class of its own by --load-balancer-class"})
 	}
 	for _, w := range f.StatusWriters {
-		out = append(out, finding{nil, fmt.Sprintf("another program (%s) gave addresses to %s", w.Program, joinNodes(w.Services)),
-			"stop the other program, or let it serve other Services; or give Gantry a class of its own by --load-balancer-class"})
+		out = append(out, finding{nil, fmt.Sprintf("another program (%s) gave, and perhaps still gives, addresses to %s", w.Program, joinNames(w.Services)),
+			"if the other program still runs, stop it, or let it serve other Services; or give Gantry a class of its own by --load-balancer-class"})
 	}
 	return out
 }
@@ -61,8 +61,8 @@ func findGossip(f *Facts) []finding {
 			}
 		}
 		for _, from := range slices.Sorted(maps.Keys(targetsByNode)) {
-			out = append(out, finding{[]string{from}, fmt.Sprintf("by %s it does not reach port 7946 of %s: %s", protocol, joinNodes(targetsByNode[from]), failure),
-				fmt.Sprintf("let firewalls between the nodes pass %s port 7946 from %s to %s", protocol, from, joinNodes(targetsByNode[from]))})
+			out = append(out, finding{[]string{from}, fmt.Sprintf("by %s it does not reach port 7946 of %s: %s", protocol, joinNames(targetsByNode[from]), failure),
+				fmt.Sprintf("let firewalls between the nodes pass %s port 7946 from %s to %s", protocol, from, joinNames(targetsByNode[from]))})
 		}
 	}
 	for i := range f.Nodes {
@@ -70,7 +70,7 @@ func findGossip(f *Facts) []finding {
 		if n.Speaker == nil || !n.Speaker.IsReady || len(n.Speaker.Unreachable) == 0 && n.Speaker.GossipText == "" {
 			continue
 		}
-		text := "its speaker exchanges no gossip with " + joinNodes(n.Speaker.Unreachable)
+		text := "its speaker exchanges no gossip with " + joinNames(n.Speaker.Unreachable)
 		if n.Speaker.GossipText != "" {
 			text = n.Speaker.GossipText
 		}
@@ -105,7 +105,7 @@ func findSubnets(f *Facts) []finding {
 	for _, small := range all {
 		for _, large := range all {
 			if small.Bits() > large.Bits() && small.Overlaps(large) && !sharesNode(nodesBySubnet[small], nodesBySubnet[large]) {
-				out = append(out, finding{nodesBySubnet[small], fmt.Sprintf("the link is in %s, and that of %s in %s: one of the lengths is wrong", small, joinNodes(nodesBySubnet[large]), large),
+				out = append(out, finding{nodesBySubnet[small], fmt.Sprintf("the link is in %s, and that of %s in %s: one of the lengths is wrong", small, joinNames(nodesBySubnet[large]), large),
 					"give the address of the link the same length of the prefix on all nodes"})
 			}
 		}

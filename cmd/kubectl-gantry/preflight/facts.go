@@ -154,8 +154,8 @@ func (f *Facts) asked() []*Node {
 	return out
 }
 
-// joinNodes names nodes, the first ones in full.
-func joinNodes(all []string) string {
+// joinNames lists names, of nodes for example, the first ones in full.
+func joinNames(all []string) string {
 	const limit = 5
 	all = slices.Compact(slices.Sorted(slices.Values(all)))
 	if len(all) <= limit {
