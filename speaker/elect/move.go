@@ -8,10 +8,10 @@ import (
 // A candidate refuses an offer of a node that is not the holder as far as the candidate knows. The
 // claim of a node that has just taken the address, and cannot keep it, may arrive after the offer,
 // or be lost and repeated. So this node repeats its offers for a while before it releases the
-// address.
+// address. The interval doubles with each round, because a round offers to every candidate.
 const (
-	refusedOffersTimeout  = 300 * time.Millisecond
-	refusedOffersInterval = 20 * time.Millisecond
+	refusedOffersTimeout       = 300 * time.Millisecond
+	firstRefusedOffersInterval = 20 * time.Millisecond
 )
 
 // move is the handover of an address to another node. This node answers until the target does.
@@ -21,7 +21,9 @@ type move struct {
 	// answer to an earlier offer cannot supersede the later holder.
 	offeredEpoch uint64
 	triedNodes   []string
-	beganAt      time.Time
+	// refusedRounds counts the rounds in which all candidates refused.
+	refusedRounds int
+	beganAt       time.Time
 	// forRebalance is set when this node can keep the address. The move ends if the target refuses.
 	forRebalance bool
 	// inEndpointGracePeriod is set while the endpoints here still serve. Until another node is
@@ -87,7 +89,8 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 		retryDelay = m.timing.GracePeriodOfferInterval
 	case a.canBeHeldBySelf(m.self):
 	case len(v.triedNodes) > 0 && m.now.Sub(v.beganAt) < refusedOffersTimeout:
-		retryDelay = refusedOffersInterval
+		retryDelay = min(firstRefusedOffersInterval<<v.refusedRounds, refusedOffersTimeout-m.now.Sub(v.beganAt))
+		v.refusedRounds++
 	default:
 		m.releaseAddress(a, reasonNoTaker)
 		return

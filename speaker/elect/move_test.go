@@ -33,3 +33,26 @@ func TestNodesExcludedInARowHandOverWithoutAGap(t *testing.T) {
 		}
 	}
 }
+
+// No node can take the address any more. The holder repeats its offers for a while, because the
+// refusals may rest on old knowledge, and offers less often each time.
+func TestRefusedOffersAreRepeatedLessAndLessOften(t *testing.T) {
+	w := newClusterSimulation(t, 1, 5, 1)
+	w.startAllSpeakers()
+	name := w.runThenRequireOneHolderEach(6*time.Second, "start")
+	holder, address := w.nodesByName[name], w.addresses[0]
+	w.nodesAbleToServe = map[string]bool{}
+	w.deliverBids()
+	var offerCount uint64 // each offer has an epoch of its own
+	w.runSimulationFor(time.Second, func() {
+		if a := holder.machine.addressesByIP[address]; a.move != nil {
+			offerCount = max(offerCount, a.move.offeredEpoch-a.highestKnownClaim.Epoch)
+		}
+	})
+	if candidates := uint64(4); offerCount < 2*candidates || offerCount > 6*candidates {
+		t.Errorf("the holder makes %d offers to %d candidates, want 2 to 6 to each", offerCount, candidates)
+	}
+	if got := w.answeringNodes(address); len(got) > 0 {
+		t.Errorf("%v answer for an address that no node can serve", got)
+	}
+}
