@@ -30,6 +30,8 @@ type TrafficFacts struct {
 	MemberNames []string
 	// DeclaredDeadMemberNames are those of them that the election has declared dead, sorted.
 	DeclaredDeadMemberNames []string
+	// VanishedAtByMember is when former members vanished that did not say that they leave.
+	VanishedAtByMember map[string]time.Time
 }
 
 // trafficState is what reportTraffic knows of the last TrafficFacts.
@@ -57,6 +59,7 @@ func (a *Agent) reportTraffic(now time.Time) {
 		CarriedBindings: a.listCarriedAddresses(), UsableLinks: a.ownUsableLinks, Plan: a.plan, HasPlan: a.checkpoint.hasFirstPlan,
 		Holders: a.electionMachine.Holders(), Members: a.addressProbes.members.Members, IsHandingOver: a.traffic.isHandingOver,
 		MemberNames: a.liveMemberNames, DeclaredDeadMemberNames: a.declaredDeadMemberNames,
+		VanishedAtByMember: a.addressProbes.members.VanishedAtByMember,
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
@@ -87,5 +88,23 @@ func TestLateFormerHoldersAreReported(t *testing.T) {
 	}
 	if len(saved) != 2 || !slices.Equal(saved[1].Claims[0].FormerHolders, claim.FormerHolders) {
 		t.Errorf("the checkpoints are %+v, want two, the last one with the former holder", saved)
+	}
+}
+
+// TestVanishedMembersAreInTrafficFacts: a member that the gossip removes without a word counts as
+// dead for the packet rules.
+func TestVanishedMembersAreInTrafficFacts(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var last TrafficFacts
+	a := New(Options{
+		NodeName: "node1", ElectionTiming: elect.DefaultTiming(), Layer2Engine: layer2.NewEngine(layer2test.NewLAN().AddHost("node1"), time.Now),
+		Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler),
+		ObserveStatus: func(Status) {}, ObserveTraffic: func(f TrafficFacts) { last = f },
+	})
+	a.electionMachine = elect.NewMachine("node1", 1, elect.DefaultTiming(), now)
+	a.updateMembers(facts.MemberSet{Members: []facts.Member{{Name: "node1"}}, VanishedAtByMember: map[string]time.Time{"node2": now}})
+	a.extendSendDeadlineSaveAndReport()
+	if _, vanished := last.VanishedAtByMember["node2"]; !vanished || !slices.Equal(last.MemberNames, []string{"node1"}) {
+		t.Errorf("the members are %v, vanished are %v, want node1, and node2 vanished", last.MemberNames, last.VanishedAtByMember)
 	}
 }

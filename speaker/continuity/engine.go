@@ -183,7 +183,7 @@ func (e *Engine) applyChange(k view.ObjectKey, c serviceChange) {
 
 func (e *Engine) applyTraffic(t agent.TrafficFacts) {
 	e.traffic = t
-	dead := steering.FollowDeaths(e.deadSinceByNode, t.MemberNames, t.DeclaredDeadMemberNames, e.options.Now())
+	dead := steering.FollowDeaths(e.deadSinceByNode, t.MemberNames, t.DeclaredDeadMemberNames, t.VanishedAtByMember, e.options.Now())
 	if !maps.Equal(dead, e.deadSinceByNode) {
 		e.decidedAt = time.Time{}
 	}

@@ -133,6 +133,50 @@ func TestDeathIsSteeredAroundAtOnceUntilTheNodeIsBack(t *testing.T) {
 	})
 }
 
+// TestMemberThatVanishesCountsAsDead: the gossip can remove a dead member before its watchers have
+// lost patience and the election declares it dead.
+func TestMemberThatVanishesCountsAsDead(t *testing.T) {
+	f := &fakePacketRules{hasProxy: true}
+	runEngine(t, f, func(e *Engine) {
+		gone := aliveTraffic()
+		gone.MemberNames = []string{"node1", "node2"}
+		e.ObserveTraffic(gone)
+		time.Sleep(minDecisionInterval)
+		synctest.Wait()
+		if len(f.steering) != 0 {
+			t.Fatalf("a member left in order, and steered is %v", f.steering)
+		}
+		e.ObserveTraffic(aliveTraffic())
+		synctest.Wait()
+		gone.VanishedAtByMember = map[string]time.Time{"node3": time.Now()}
+		e.ObserveTraffic(gone)
+		time.Sleep(minDecisionInterval)
+		synctest.Wait()
+		if len(f.steering) != 1 || len(f.steering[0].LivingEndpoints) != 1 {
+			t.Fatalf("a member vanished, and steered is %v, want the port of the Service", f.steering)
+		}
+		e.ObserveTraffic(aliveTraffic())
+		time.Sleep(minDecisionInterval)
+		synctest.Wait()
+		if len(f.steering) != 0 {
+			t.Fatalf("the member is back, and steered is still %v", f.steering)
+		}
+		e.ObserveTraffic(gone)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if len(f.steering) != 0 {
+			t.Errorf("a member vanished long ago, and steered is still %v", f.steering)
+		}
+		time.Sleep(20 * time.Minute)
+		e.ObserveTraffic(gone)
+		time.Sleep(minDecisionInterval)
+		synctest.Wait()
+		if len(f.steering) != 0 {
+			t.Errorf("a member whose death is forgotten is steered around again: %v", f.steering)
+		}
+	})
+}
+
 func TestSteeringFollowsNodeThatFlaps(t *testing.T) {
 	f := &fakePacketRules{hasProxy: true}
 	runEngine(t, f, func(e *Engine) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // MAC is an Ethernet address.
@@ -151,6 +152,9 @@ type MemberSet struct {
 	Members []Member
 	// HasExchangedFullState is set after the first full exchange of state with another member.
 	HasExchangedFullState bool
+	// VanishedAtByMember is when former members vanished that did not say that they leave. It has
+	// those of the last minute or so, and only members that would have said it.
+	VanishedAtByMember map[string]time.Time
 }
 
 // HasMember reports whether a member of that name is alive.

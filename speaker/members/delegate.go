@@ -27,6 +27,10 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 		(*Members)(d).handlePathMessage(p)
 		return
 	}
+	if p, ok := decodeDeparture(b[1:]); ok && n == 0 {
+		(*Members)(d).recordDeparture(p)
+		return
+	}
 	if n == 0 {
 		(*Members)(d).handleGreeting(string(b[1:]))
 		return
@@ -61,7 +65,10 @@ func (w *eventDelegate) storeNode(n *memberlist.Node) {
 	node := *n
 	node.Addr, node.Meta = slices.Clone(n.Addr), slices.Clone(n.Meta)
 	m := (*Members)(w)
-	m.editMembersAndDeliverSet(func() { m.memberlistNodeByName[node.Name] = node })
+	m.editMembersAndDeliverSet(func() {
+		m.memberlistNodeByName[node.Name] = node
+		m.departures.recordJoin(node.Name)
+	})
 }
 
 // NotifyJoin adds a new member.
@@ -70,7 +77,12 @@ func (w *eventDelegate) NotifyJoin(n *memberlist.Node) { w.storeNode(n) }
 // NotifyLeave removes a member that left or died.
 func (w *eventDelegate) NotifyLeave(n *memberlist.Node) {
 	m := (*Members)(w)
-	m.editMembersAndDeliverSet(func() { delete(m.memberlistNodeByName, n.Name) })
+	m.editMembersAndDeliverSet(func() {
+		if known, ok := m.memberlistNodeByName[n.Name]; ok && n.Name != m.options.NodeName {
+			m.departures.recordLeave(&known, m.options.Now())
+		}
+		delete(m.memberlistNodeByName, n.Name)
+	})
 }
 
 // NotifyUpdate updates a member whose metadata changed.

@@ -69,9 +69,11 @@ type Members struct {
 	transport     *guardedTransport
 	keyring       *memberlist.Keyring
 
-	// guards memberlistNodeByName and allSeeds; held during delivery, so that sets arrive in order
+	// mu guards memberlistNodeByName, departures and allSeeds. It is held during delivery, so that
+	// sets arrive in order.
 	mu                   sync.Mutex
 	memberlistNodeByName map[string]memberlist.Node
+	departures           departures
 	allSeeds             []string // also those of the other address family
 	ownEncodedMetadata   atomic.Pointer[[]byte]
 	// fullExchangeState is what this node sends in a full exchange.
@@ -100,6 +102,7 @@ func New(o Options) (*Members, error) {
 	m := &Members{
 		options:                o,
 		memberlistNodeByName:   map[string]memberlist.Node{},
+		departures:             newDepartures(),
 		liveMemberUpdates:      latest.NewValue[facts.MemberSet](),
 		urgentReceivedMessages: latest.NewBoundedQueue[ReceivedMessage](4096),
 		bulkReceivedMessages:   latest.NewBoundedQueue[ReceivedMessage](4096),
@@ -203,7 +206,7 @@ func (m *Members) ContactMissingSeeds() { m.contactSeedsSignal.Signal() }
 // PublishOwnNode publishes what the other members have to know about this node.
 func (m *Members) PublishOwnNode(p facts.PublishedNode) {
 	b := EncodeMetadata(m.options.RunNonce, p)
-	b = append(b, pathCheckVersion) // an older speaker ignores it
+	b = append(b, departureVersion) // an older speaker ignores it
 	if old := m.ownEncodedMetadata.Swap(&b); old != nil && !slices.Equal(*old, b) {
 		m.metadataChangedSignal.Signal()
 	}
@@ -241,7 +244,9 @@ func (m *Members) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		m.transmitNextMessage(ctx)
 	}
+	m.announceDeparture()
 	parts.Wait()
+	m.announceDeparture() // again, because a datagram can be lost
 	if err := m.memberlist.Leave(500 * time.Millisecond); err != nil {
 		m.options.Log.Debug("leaving the gossip", "error", err)
 	}
@@ -427,6 +432,7 @@ func (m *Members) editMembersAndDeliverSet(edit func()) {
 		n := m.memberlistNodeByName[name]
 		set.Members = append(set.Members, decodeMemberlistNode(&n))
 	}
+	set.VanishedAtByMember = m.departures.listVanished(m.options.Now())
 	m.liveMemberUpdates.Put(set)
 	m.updateAllowedSources()
 }

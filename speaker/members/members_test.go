@@ -101,7 +101,14 @@ func TestMembersJoinAndExchangeStateAndMessages(t *testing.T) {
 	}
 
 	stopC()
-	awaitMemberSet(t, a, "c to have left", func(set facts.MemberSet) bool { return !set.HasMember("c") && set.HasMember("b") })
+	for _, m := range []*Members{a, b} {
+		awaitMemberSet(t, m, "c to have left", func(set facts.MemberSet) bool {
+			if len(set.VanishedAtByMember) != 0 {
+				t.Errorf("c left in order and counts as vanished: %v", set.VanishedAtByMember)
+			}
+			return !set.HasMember("c") && set.HasMember("a") && set.HasMember("b")
+		})
+	}
 }
 
 func TestASpeakerWithAnotherKeyIsNoMember(t *testing.T) {

@@ -29,8 +29,17 @@ const (
 	maxExtraChecksOfFaultyMembers = 4
 )
 
-// pathCheckVersion follows the Ethernet addresses in the metadata of a member that answers checks.
+// The version of direct messages follows the Ethernet addresses in the metadata of a member. From
+// pathCheckVersion on, the member answers checks.
 const pathCheckVersion = 1
+
+// directMessageVersionOf returns the version that a member publishes, 0 without one.
+func directMessageVersionOf(n *memberlist.Node) byte {
+	if b := n.Meta; len(b) > nonceSize && (len(b)-nonceSize)%macSizedGroupBytes == 1 {
+		return b[len(b)-1]
+	}
+	return 0
+}
 
 // PathFault is a member with which gossip is blocked, although it is a member.
 type PathFault struct {
@@ -240,7 +249,7 @@ func (m *Members) membersSupportingPathChecks() []memberlist.Node {
 	defer m.mu.Unlock()
 	var out []memberlist.Node
 	for name, n := range m.memberlistNodeByName {
-		if b := n.Meta; name != m.options.NodeName && len(b) > 8 && (len(b)-8)%6 == 1 && b[len(b)-1] >= pathCheckVersion {
+		if name != m.options.NodeName && directMessageVersionOf(&n) >= pathCheckVersion {
 			out = append(out, n)
 		}
 	}

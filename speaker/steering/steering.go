@@ -261,10 +261,22 @@ func hasCommonEndpoint(x, y []netip.AddrPort) bool {
 // endpoints count as dead also for the steering around another node.
 const forgetDeathDelay = 10 * time.Minute
 
+// vanishedMemberTimeout is how long after a member vanished this can begin to count as its death.
+const vanishedMemberTimeout = time.Minute
+
 // FollowDeaths returns the dead nodes, after before. silent are the members that are declared dead.
+// vanishedAt is when former members vanished without a word: the gossip can remove a dead member
+// before its watchers, which have become patient with it, agree that it is dead.
 // A dead node stays dead when it is no member any more, until it is one that lives.
-func FollowDeaths(before map[string]time.Time, members, silent []string, now time.Time) map[string]time.Time {
+func FollowDeaths(
+	before map[string]time.Time, members, silent []string, vanishedAt map[string]time.Time, now time.Time,
+) map[string]time.Time {
 	out := map[string]time.Time{}
+	for n, at := range vanishedAt {
+		if !slices.Contains(members, n) && now.Sub(at) < vanishedMemberTimeout {
+			out[n] = at
+		}
+	}
 	for n, since := range before {
 		isGone := !slices.Contains(members, n) && now.Sub(since) < forgetDeathDelay
 		if isGone || slices.Contains(silent, n) {

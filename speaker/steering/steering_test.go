@@ -227,7 +227,7 @@ func TestDecideBoundsEndpointsOfOnePort(t *testing.T) {
 
 func TestFollowDeaths(t *testing.T) {
 	all := []string{"node1", "node2"}
-	one := FollowDeaths(nil, all, []string{"node2"}, start)
+	one := FollowDeaths(nil, all, []string{"node2"}, nil, start)
 	for name, tc := range map[string]struct {
 		members, silent []string
 		after           time.Duration
@@ -241,12 +241,33 @@ func TestFollowDeaths(t *testing.T) {
 		"another one dies":           {all, all, time.Second, map[string]time.Time{"node2": start, "node1": start.Add(time.Second)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(tc.want, FollowDeaths(one, tc.members, tc.silent, start.Add(tc.after))); diff != "" {
+			if diff := cmp.Diff(tc.want, FollowDeaths(one, tc.members, tc.silent, nil, start.Add(tc.after))); diff != "" {
 				t.Error("the dead nodes differ (-want +got):\n", diff)
 			}
 		})
 	}
-	if gone := FollowDeaths(nil, []string{"node1"}, nil, start); len(gone) != 0 {
+	if gone := FollowDeaths(nil, []string{"node1"}, nil, nil, start); len(gone) != 0 {
 		t.Errorf("a node that left in order counts as dead: %v", gone)
+	}
+}
+
+func TestMemberThatVanishesIsDead(t *testing.T) {
+	vanishedAt := map[string]time.Time{"node2": start}
+	for name, tc := range map[string]struct {
+		before  map[string]time.Time
+		members []string
+		after   time.Duration
+		want    map[string]time.Time
+	}{
+		"it vanished just now":                    {nil, []string{"node1"}, time.Second, vanishedAt},
+		"it vanished long ago":                    {nil, []string{"node1"}, time.Hour, map[string]time.Time{}},
+		"it is back":                              {vanishedAt, []string{"node1", "node2"}, time.Second, map[string]time.Time{}},
+		"it was declared dead before it vanished": {map[string]time.Time{"node2": start.Add(-time.Second)}, []string{"node1"}, time.Second, map[string]time.Time{"node2": start.Add(-time.Second)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, FollowDeaths(tc.before, tc.members, nil, vanishedAt, start.Add(tc.after))); diff != "" {
+				t.Error("the dead nodes differ (-want +got):\n", diff)
+			}
+		})
 	}
 }
