@@ -61,7 +61,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 		return
 	}
 	if rec == nil {
-		rec = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, r.Now())}
+		rec = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, r.Now()), edits: r.editTurns.editsOfNewRecord(s.UID)}
 		r.recordByService[l.ObjectKey] = rec
 	}
 	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"time"
 
 	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -40,14 +42,23 @@ type editTurns struct {
 	servicesAwaitingTurn serviceQueue
 	timer                wakeTimer
 	lastLogTime          time.Time
+	// releaseTimeByUID is when Services gave up their addresses, since they are served no more. It
+	// has those of the last repeatedEditInterval, and perhaps older ones.
+	releaseTimeByUID map[types.UID]time.Time
+	lastPruneTime    time.Time
 }
 
 func newEditTurns(log *slog.Logger, q *workQueue) editTurns {
 	return editTurns{
 		log: log, workQueue: q, requestHashSeed: maphash.MakeSeed(),
 		repeatedEditLimiter: rate.NewLimiter(repeatedEditsPerSecond, maxRepeatedEditBurst),
+		releaseTimeByUID:    map[types.UID]time.Time{},
 	}
 }
+
+// hashOfUnservedRequest stands for the request of a Service that was not served. The hash of no
+// request has this value, but for a chance that does not matter.
+const hashOfUnservedRequest = 1
 
 // serviceEdits is what the worker knows of the edits of one Service.
 type serviceEdits struct {
@@ -68,7 +79,9 @@ func (t *editTurns) mayWriteNow(w *serviceStatusWriteTask, edits *serviceEdits, 
 		t.logWaitingEdits(w.service.Key.Namespace, now)
 		return false
 	}
+	isEdited := t.isEdited(w, edits)
 	t.recordWrite(w, edits, now)
+	w.editsBefore.hasTurn = isEdited // in case that the write has to be repeated
 	return true
 }
 
@@ -85,6 +98,24 @@ func (t *editTurns) recordWrite(w *serviceStatusWriteTask, edits *serviceEdits, 
 		edits.lastEditTime = now
 	}
 	edits.lastRequestHash, edits.hasTurn = t.hashRequest(w.serviceAfter), false
+}
+
+// recordRelease records that a Service gave up its addresses, since it is served no more. If it is
+// served again soon, that is a repeated edit.
+func (t *editTurns) recordRelease(service types.UID, now time.Time) {
+	if now.Sub(t.lastPruneTime) >= repeatedEditInterval {
+		maps.DeleteFunc(t.releaseTimeByUID, func(_ types.UID, at time.Time) bool { return now.Sub(at) >= repeatedEditInterval })
+		t.lastPruneTime = now
+	}
+	t.releaseTimeByUID[service] = now
+}
+
+// editsOfNewRecord returns what is known of a Service that was not served until now.
+func (t *editTurns) editsOfNewRecord(service types.UID) serviceEdits {
+	if at, wasServed := t.releaseTimeByUID[service]; wasServed {
+		return serviceEdits{lastRequestHash: hashOfUnservedRequest, lastEditTime: at}
+	}
+	return serviceEdits{}
 }
 
 // recordEditWithoutEffect records what the owner of a Service asks for that has it already.

@@ -160,3 +160,30 @@ func TestReleaseOfAddressesDoesNotWaitForTurn(t *testing.T) {
 		}
 	})
 }
+
+// Services that change their type again and again take turns, too.
+func TestServicesThatChangeTheirTypeTakeTurns(t *testing.T) {
+	const services, rounds = 100, 10
+	runWithFakeTime(t, func(t *testing.T) {
+		s, c := startWithServices(t, services, "10.0.0.0/16")
+		defer c.stopAndWait()
+		before := s.CountWriteRequestsOfKind("service")
+		for range rounds {
+			for _, kind := range []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeLoadBalancer} {
+				for i := range services {
+					s.EditService(serviceKey(fmt.Sprint("s", i)), func(s *corev1.Service) { s.Spec.Type = kind })
+				}
+				time.Sleep(time.Second)
+			}
+		}
+		// Each turn can be followed by a release.
+		turns := maxRepeatedEditBurst + repeatedEditsPerSecond*rounds*2
+		if n, most := s.CountWriteRequestsOfKind("service")-before, services+2*turns; n > most {
+			t.Errorf("the API server got %d writes for %d edits, want at most %d", n, services*rounds*2, most)
+		}
+		time.Sleep(services / repeatedEditsPerSecond * time.Second)
+		if n := countServicesWithAddress(s); n < services {
+			t.Errorf("%d of %d Services have an address again", n, services)
+		}
+	})
+}

@@ -80,6 +80,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 			return
 		}
 		if w.clearsStatusOfUnservedService {
+			r.editTurns.recordRelease(w.serviceBefore.UID, r.Now())
 			r.releaseService(k, "the Service is no longer a LoadBalancer of this class")
 			return
 		}

@@ -2,6 +2,7 @@ package members
 
 import (
 	"slices"
+	"time"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -79,7 +80,9 @@ func (w *eventDelegate) NotifyLeave(n *memberlist.Node) {
 	m := (*Members)(w)
 	m.editMembersAndDeliverSet(func() {
 		if known, ok := m.memberlistNodeByName[n.Name]; ok && n.Name != m.options.NodeName {
-			m.departures.recordLeave(&known, m.options.Now())
+			if m.departures.recordLeave(&known, m.options.Now()) {
+				time.AfterFunc(departureTimeout, func() { m.editMembersAndDeliverSet(func() {}) })
+			}
 		}
 		delete(m.memberlistNodeByName, n.Name)
 	})

@@ -14,6 +14,12 @@ const (
 	// departureVersion is the first version of direct messages with which a member says that it
 	// leaves. No one knows whether an older member left or died.
 	departureVersion = 2
+	// departureTimeout is how long after the gossip removed a member its datagram may come. A busy
+	// node can process them in the other order.
+	departureTimeout = time.Second
+	// departureRepeatDelay is between the two datagrams, so that one burst of lost packets does not
+	// lose both.
+	departureRepeatDelay = 100 * time.Millisecond
 	// forgetVanishedMemberDelay is how long the member sets have a member that vanished.
 	forgetVanishedMemberDelay = time.Minute
 )
@@ -44,40 +50,59 @@ func decodeDeparture(b []byte) (departure, bool) {
 type departures struct {
 	// leavingNonceByMember has the runs of current members that have said that they leave.
 	leavingNonceByMember map[string]uint64
-	vanishedAtByMember   map[string]time.Time
+	// silentlyGoneByMember has the former members that have not said so.
+	silentlyGoneByMember map[string]goneMember
+}
+
+// goneMember is the last run of a former member.
+type goneMember struct {
+	nonce uint64
+	at    time.Time
 }
 
 func newDepartures() departures {
-	return departures{leavingNonceByMember: map[string]uint64{}, vanishedAtByMember: map[string]time.Time{}}
+	return departures{leavingNonceByMember: map[string]uint64{}, silentlyGoneByMember: map[string]goneMember{}}
 }
 
 // recordJoin records that a member is there.
-func (d *departures) recordJoin(name string) { delete(d.vanishedAtByMember, name) }
+func (d *departures) recordJoin(name string) { delete(d.silentlyGoneByMember, name) }
 
-// recordLeave records that a member is gone.
-func (d *departures) recordLeave(n *memberlist.Node, now time.Time) {
+// recordLeave records that a member is gone. It reports whether the member has not said so.
+func (d *departures) recordLeave(n *memberlist.Node, now time.Time) (isSilent bool) {
 	nonce, _ := decodeMetadata(n.Meta)
 	said, isLeaving := d.leavingNonceByMember[n.Name]
 	delete(d.leavingNonceByMember, n.Name)
-	if directMessageVersionOf(n) >= departureVersion && (!isLeaving || said != nonce) {
-		d.vanishedAtByMember[n.Name] = now
+	if isSilent = directMessageVersionOf(n) >= departureVersion && (!isLeaving || said != nonce); isSilent {
+		d.silentlyGoneByMember[n.Name] = goneMember{nonce, now}
 	}
+	return isSilent
 }
 
-// listVanished returns the members that vanished lately. It forgets the others.
+// listVanished returns when the members left that vanished lately. It forgets the others.
 func (d *departures) listVanished(now time.Time) map[string]time.Time {
-	maps.DeleteFunc(d.vanishedAtByMember, func(_ string, at time.Time) bool { return now.Sub(at) >= forgetVanishedMemberDelay })
-	return maps.Clone(d.vanishedAtByMember)
+	out := map[string]time.Time{}
+	for name, gone := range d.silentlyGoneByMember {
+		switch age := now.Sub(gone.at); {
+		case age >= forgetVanishedMemberDelay:
+			delete(d.silentlyGoneByMember, name)
+		case age >= departureTimeout:
+			out[name] = gone.at
+		}
+	}
+	return out
 }
 
-// recordDeparture takes what a member says that leaves. What an earlier run said is ignored when
-// the member goes.
+// recordDeparture takes what a member says that leaves. It may be gone already. What an earlier run
+// said is ignored.
 func (m *Members) recordDeparture(d departure) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if _, ok := m.memberlistNodeByName[d.sender]; ok {
-		m.departures.leavingNonceByMember[d.sender] = d.nonce
-	}
+	m.editMembersAndDeliverSet(func() {
+		if _, ok := m.memberlistNodeByName[d.sender]; ok {
+			m.departures.leavingNonceByMember[d.sender] = d.nonce
+		}
+		if m.departures.silentlyGoneByMember[d.sender].nonce == d.nonce {
+			delete(m.departures.silentlyGoneByMember, d.sender)
+		}
+	})
 }
 
 // announceDeparture tells the other members that this one leaves. An older one would take the

@@ -23,15 +23,18 @@ func TestMemberThatGoesWithoutAWordHasVanished(t *testing.T) {
 	defer func() { _ = m.memberlist.Shutdown() }()
 	events, messages := (*eventDelegate)(m), (*messageDelegate)(m)
 	for name, tc := range map[string]struct {
-		version      byte
-		departures   []departure
-		wantVanished bool
+		version         byte
+		departures      []departure
+		laterDepartures []departure // come after it is gone
+		wantVanished    bool
 	}{
-		"it says nothing":                       {departureVersion, nil, true},
-		"it says that it leaves":                {departureVersion, []departure{{nonce: 2, sender: "b"}}, false},
-		"its earlier run left":                  {departureVersion, []departure{{nonce: 1, sender: "b"}}, true},
-		"another member leaves":                 {departureVersion, []departure{{nonce: 2, sender: "c"}}, true},
-		"its version does not say that it does": {pathCheckVersion, nil, false},
+		"it says nothing":                        {departureVersion, nil, nil, true},
+		"it says that it leaves":                 {departureVersion, []departure{{nonce: 2, sender: "b"}}, nil, false},
+		"it said so, which comes late":           {departureVersion, nil, []departure{{nonce: 2, sender: "b"}}, false},
+		"its earlier run left":                   {departureVersion, []departure{{nonce: 1, sender: "b"}}, nil, true},
+		"its earlier run left, which comes late": {departureVersion, nil, []departure{{nonce: 1, sender: "b"}}, true},
+		"another member leaves":                  {departureVersion, []departure{{nonce: 2, sender: "c"}}, nil, true},
+		"its version does not say that it does":  {pathCheckVersion, nil, nil, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			node := &memberlist.Node{Name: "b", Meta: append(EncodeMetadata(2, facts.PublishedNode{LinkMACs: []facts.MAC{{2}}}), tc.version)}
@@ -40,6 +43,14 @@ func TestMemberThatGoesWithoutAWordHasVanished(t *testing.T) {
 				messages.NotifyMsg(d.encode())
 			}
 			events.NotifyLeave(node)
+			if set := <-m.LiveMemberUpdates(); len(set.VanishedAtByMember) != 0 {
+				t.Errorf("it may have said so, and has vanished: %v", set.VanishedAtByMember)
+			}
+			now = now.Add(departureTimeout)
+			for _, d := range tc.laterDepartures {
+				messages.NotifyMsg(d.encode())
+			}
+			events.NotifyUpdate(&memberlist.Node{Name: "c"})
 			set := <-m.LiveMemberUpdates()
 			if _, vanished := set.VanishedAtByMember["b"]; vanished != tc.wantVanished || set.HasMember("b") {
 				t.Errorf("vanished: %t, want %t; it is a member: %t", vanished, tc.wantVanished, set.HasMember("b"))

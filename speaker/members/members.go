@@ -246,6 +246,7 @@ func (m *Members) Run(ctx context.Context) error {
 	}
 	m.announceDeparture()
 	parts.Wait()
+	<-time.After(departureRepeatDelay)
 	m.announceDeparture() // again, because a datagram can be lost
 	if err := m.memberlist.Leave(500 * time.Millisecond); err != nil {
 		m.options.Log.Debug("leaving the gossip", "error", err)
