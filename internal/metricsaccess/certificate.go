@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"fmt"
 	"log/slog"
 	"math/big"
 	"path/filepath"
@@ -24,10 +23,10 @@ const (
 	clockSkewInterval = time.Hour
 )
 
-// newServingCertificate creates a certificate that is signed by itself, and returns a function that
-// sets it. It hides the metrics and the token from those who only listen. A reader cannot check it,
-// as it cannot check that of a kubelet.
-func newServingCertificate(clock func() time.Time) (func(*tls.Config), error) {
+// newSelfSignedCertificate creates a certificate that is signed by itself. It hides the metrics and
+// the token from those who only listen. A reader cannot check it, as it cannot check that of a
+// kubelet.
+func newSelfSignedCertificate(clock func() time.Time) (*tls.Certificate, error) {
 	now := clock()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -42,8 +41,7 @@ func newServingCertificate(clock func() time.Time) (func(*tls.Config), error) {
 	if err != nil {
 		return nil, err
 	}
-	certificate := &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-	return serveCertificate(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil }), nil
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
 // serveCertificate returns a function that sets how a server gets its certificate.
@@ -65,29 +63,39 @@ type certificateFiles struct {
 	clock func() time.Time
 	log   *slog.Logger
 
-	mu        sync.Mutex // guards what follows
+	mu sync.Mutex // guards what follows
+	// last is served: the last one that was read, or the substitute while none was read.
 	last      *tls.Certificate
+	wasRead   bool
 	readAt    time.Time
 	lastError string
 }
 
-// openCertificateFiles reads the certificate in a directory. The first one has to be usable.
-func openCertificateFiles(dir string, clock func() time.Time, log *slog.Logger) (*certificateFiles, error) {
-	f := &certificateFiles{dir: dir, clock: clock, log: log}
-	if err := f.read(); err != nil {
-		return nil, fmt.Errorf("reading the certificate of the metrics (--metrics-certificate-dir): %w", err)
-	}
-	return f, nil
+// openCertificateFiles reads the certificate in a directory. While there is none that can be used,
+// the substitute is served: a program must not fail because of its metrics. A reader that checks
+// certificates refuses the substitute, and so notices.
+func openCertificateFiles(dir string, substitute *tls.Certificate, clock func() time.Time, log *slog.Logger) *certificateFiles {
+	f := &certificateFiles{dir: dir, clock: clock, log: log, last: substitute}
+	f.read()
+	return f
 }
 
-func (f *certificateFiles) read() error {
-	c, err := tls.LoadX509KeyPair(filepath.Join(f.dir, corev1.TLSCertKey), filepath.Join(f.dir, corev1.TLSPrivateKeyKey))
+// read reads the certificate. It logs an error once.
+func (f *certificateFiles) read() {
 	f.readAt = f.clock()
-	if err != nil {
-		return err
+	c, err := tls.LoadX509KeyPair(filepath.Join(f.dir, corev1.TLSCertKey), filepath.Join(f.dir, corev1.TLSPrivateKeyKey))
+	if err == nil {
+		f.last, f.wasRead, f.lastError = &c, true, ""
+		return
 	}
-	f.last = &c
-	return nil
+	if text := err.Error(); text != f.lastError {
+		f.lastError = text
+		served := "the last one stays in use"
+		if !f.wasRead {
+			served = "one that is signed by itself is served meanwhile"
+		}
+		f.log.Warn("reading the certificate of the metrics (--metrics-certificate-dir); "+served, "error", text, "again", certificateReadInterval)
+	}
 }
 
 // currentCertificate returns the certificate, which it reads again now and then. While the files
@@ -95,16 +103,8 @@ func (f *certificateFiles) read() error {
 func (f *certificateFiles) currentCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.clock().Sub(f.readAt) < certificateReadInterval {
-		return f.last, nil
+	if f.clock().Sub(f.readAt) >= certificateReadInterval {
+		f.read()
 	}
-	text := ""
-	if err := f.read(); err != nil {
-		text = err.Error()
-	}
-	if text != "" && text != f.lastError {
-		f.log.Warn("reading the certificate of the metrics; the last one stays in use", "error", text)
-	}
-	f.lastError = text
 	return f.last, nil
 }

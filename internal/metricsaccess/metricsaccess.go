@@ -8,6 +8,7 @@ package metricsaccess
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -53,28 +54,29 @@ const metricsPath = "/metrics"
 // BuildServerOptions returns how a manager serves its metrics: to those who may get them, or to
 // everybody.
 func BuildServerOptions(common option.CommonOptions, log *slog.Logger) (metricsserver.Options, error) {
+	return buildServerOptions(common, time.Now, log)
+}
+
+func buildServerOptions(common option.CommonOptions, clock func() time.Time, log *slog.Logger) (metricsserver.Options, error) {
 	o := metricsserver.Options{BindAddress: common.MetricsBindAddress}
 	if common.MetricsProtocol == option.MetricsProtocolHTTP || common.MetricsBindAddress == option.ListenAddressDisabledValue {
 		return o, nil
 	}
-	setCertificate, err := newServingCertificate(time.Now)
+	selfSigned, err := newSelfSignedCertificate(clock)
 	if err != nil {
 		return o, fmt.Errorf("creating the certificate of the metrics: %w", err)
 	}
+	getCertificate := func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return selfSigned, nil }
 	if common.MetricsCertificateDir != "" {
-		files, err := openCertificateFiles(common.MetricsCertificateDir, time.Now, log)
-		if err != nil {
-			return o, err
-		}
-		setCertificate = serveCertificate(files.currentCertificate)
+		getCertificate = openCertificateFiles(common.MetricsCertificateDir, selfSigned, clock, log).currentCertificate
 	}
-	o.SecureServing, o.TLSOpts = true, append(o.TLSOpts, setCertificate)
+	o.SecureServing, o.TLSOpts = true, append(o.TLSOpts, serveCertificate(getCertificate))
 	o.FilterProvider = func(config *rest.Config, c *http.Client) (metricsserver.Filter, error) {
 		ask, err := newAPIServerReview(config, c)
 		if err != nil {
 			return nil, err
 		}
-		g := newGate(ask, time.Now, log)
+		g := newGate(ask, clock, log)
 		return func(_ logr.Logger, metrics http.Handler) (http.Handler, error) { return g.guard(metrics), nil }, nil
 	}
 	return o, nil

@@ -36,7 +36,7 @@ type CommonOptions struct {
 	MetricsBindAddress string
 	MetricsProtocol    string
 	// MetricsCertificateDir has the certificate of the metrics; empty for one that is signed by
-	// itself.
+	// itself, which is also served while the directory has none that can be used.
 	MetricsCertificateDir  string
 	HealthProbeBindAddress string
 	LogLevel               string
