@@ -62,6 +62,11 @@ func (l Link) CanSendFamilyOf(a netip.Addr) bool {
 	return !l.CannotSendIPv6 && l.hasIPv6Address()
 }
 
+// HasAddressOfFamilyOf reports whether the link has an address of the family of a.
+func (l Link) HasAddressOfFamilyOf(a netip.Addr) bool {
+	return slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
+}
+
 // InterfaceIndex returns the Index of the link.
 func (l Link) InterfaceIndex() int { return l.Index }
 

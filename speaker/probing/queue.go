@@ -265,7 +265,8 @@ func nodeOrderHashForAddress(node string, a netip.Addr) uint64 {
 
 // linksToProbe returns the links on which a node would announce the address. own is this node's
 // Ethernet address if the address is configured on this node. near means that the subnet of one of
-// the links covers the address.
+// the links covers the address. A question for this node asks as a client does, and so needs the
+// link's own address of the family as its sender.
 func linksToProbe(q Question, w ProbingInputs) (links []int, own string, near bool) {
 	for _, l := range w.Links {
 		if slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Addr() == q.Address }) {
@@ -278,6 +279,11 @@ func linksToProbe(q Question, w ProbingInputs) (links []int, own string, near bo
 	}
 	covers := func(l facts.Link) bool { return l.CanSendFamilyOf(q.Address) && l.CoversAddress(q.Address) }
 	links = advertise.AnnouncingLinkIndexes(ads, nil, q.Address, w.Links, advertise.SubnetReachedByAnyNode(slices.ContainsFunc(w.Links, covers)))
+	if q.IsForThisNode {
+		links = slices.DeleteFunc(links, func(index int) bool {
+			return !slices.ContainsFunc(w.Links, func(l facts.Link) bool { return l.Index == index && l.HasAddressOfFamilyOf(q.Address) })
+		})
+	}
 	near = slices.ContainsFunc(w.Links, func(l facts.Link) bool {
 		return slices.Contains(links, l.Index) && l.CoversAddress(q.Address)
 	})

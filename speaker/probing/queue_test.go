@@ -166,6 +166,43 @@ func TestAddressConfiguredOnNodeIsAnsweredWithoutProbe(t *testing.T) {
 	}
 }
 
+// TestQuestionLikeNeighbourNeedsOwnAddress: a question without the node's own address is an acquire
+// probe (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3), and a host that is about to take the
+// address would give it up.
+func TestQuestionLikeNeighbourNeedsOwnAddress(t *testing.T) {
+	ipv4, ipv6 := netip.MustParsePrefix("198.51.100.1/24"), netip.MustParsePrefix("fe80::1/64")
+	for name, c := range map[string]struct {
+		address     string
+		first, last []netip.Prefix // the addresses of the links 2 and 3
+		want        []int          // none: the answer is that the node could not ask
+	}{
+		"both links have an address":                  {"203.0.113.10", []netip.Prefix{ipv4}, []netip.Prefix{ipv6, ipv4}, []int{2, 3}},
+		"one link has no address":                     {"203.0.113.10", nil, []netip.Prefix{ipv4}, []int{3}},
+		"one link has an address of the other family": {"203.0.113.10", []netip.Prefix{ipv4}, []netip.Prefix{ipv6}, []int{2}},
+		"no link has an address of the family":        {"203.0.113.10", []netip.Prefix{ipv6}, nil, nil},
+		"a link-local address is enough":              {"2001:db8::10", []netip.Prefix{ipv4}, []netip.Prefix{ipv4, ipv6}, []int{3}},
+		"no link has an IPv6 address":                 {"2001:db8::10", []netip.Prefix{ipv4}, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := exampleProbingInputs("a")
+			w.Links[0].AddressesWithPrefixLength, w.Links[1].AddressesWithPrefixLength = c.first, c.last
+			q := Question{ID: "q", Address: netip.MustParseAddr(c.address), IsForThisNode: true}
+			var d QuestionQueue
+			d.SetQuestions([]Question{q}, w, testStartTime)
+			probes, answers := d.TakeDueProbesAndNewAnswers(w, testStartTime)
+			if len(c.want) == 0 {
+				if want := []Answer{{Question: q, IsNotSent: true}}; len(probes) > 0 || !slices.Equal(answers, want) {
+					t.Errorf("it probes %+v and answers %+v, want only the answer that it could not ask", probes, answers)
+				}
+				return
+			}
+			if len(probes) != 1 || len(answers) > 0 || !slices.Equal(probes[0].LinkIndexes, c.want) {
+				t.Errorf("it probes %+v and answers %+v, want one probe on the links %v", probes, answers, c.want)
+			}
+		})
+	}
+}
+
 // TestQuestionForThisNodeIsAskedAtOnce has an operator who wants to know what this node hears.
 func TestQuestionForThisNodeIsAskedAtOnce(t *testing.T) {
 	member, foreign := numberedMAC(11), numberedMAC(99)
