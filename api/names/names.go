@@ -15,6 +15,9 @@ const (
 	// WithheldAddressesLedger names the object that stores which addresses cool down or are in
 	// quarantine.
 	WithheldAddressesLedger = "gantry-withheld"
+	// OperatorProbeNamePrefix begins the names of the AddressProbes that kubectl gantry probe
+	// creates. Those of the controller are addresses.
+	OperatorProbeNamePrefix = "operator-"
 	// GossipSecret holds the key that encrypts and authenticates the gossip between speakers. The
 	// controller creates it.
 	GossipSecret = "gantry-gossip"

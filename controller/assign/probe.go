@@ -22,9 +22,17 @@ import (
 // been deleted.
 const probeRecreationInterval = 30 * time.Second
 
-// addressProber owns the AddressProbes that this controller has created. The worker calls it once
-// per turn, after its decisions, and with the result of each write. All its methods run on the
-// worker's goroutine.
+// abandonedProbeAge is when an AddressProbe of kubectl gantry probe counts as left over: the
+// command waits for seconds. abandonedProbeCheckInterval is the time between two looks for such
+// AddressProbes while there are any of the command.
+const (
+	abandonedProbeAge           = 10 * time.Minute
+	abandonedProbeCheckInterval = 2 * time.Minute
+)
+
+// addressProber owns the AddressProbes that this controller has created, and deletes those that
+// kubectl gantry probe left over. The worker calls it once per turn, after its decisions, and with
+// the result of each write. All its methods run on the worker's goroutine.
 type addressProber struct {
 	api          WorkerAPI
 	log          *slog.Logger
@@ -33,6 +41,8 @@ type addressProber struct {
 	apiTaskQueue *apiTaskQueue
 
 	openProbeByAddress map[netip.Addr]*openAddressProbe
+	// nextAbandonedCheckAt is when it may next look for AddressProbes that were left over.
+	nextAbandonedCheckAt time.Time
 }
 
 // openAddressProbe is the probe of one address.
@@ -56,7 +66,7 @@ func probeName(a netip.Addr) string { return strings.ReplaceAll(a.StringExpanded
 // not needed any more, and handles results.
 func (p *addressProber) createAndDeleteProbes(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration) {
 	if answers := p.workQueue.takeProbesChanged(); answers {
-		p.readProbeAnswers(ctx, l)
+		p.readProbeAnswers(ctx, now, l)
 	}
 	if !l.HasAddressesWithheldForProbe() && len(p.openProbeByAddress) == 0 {
 		return
@@ -101,13 +111,14 @@ func newAddressProbe(a netip.Addr, k view.ObjectKey, config *configurationreader
 
 // readProbeAnswers reads the AddressProbes. One that is left over from before a restart is
 // deleted.
-func (p *addressProber) readProbeAnswers(ctx context.Context, l *allocate.Ledger) {
+func (p *addressProber) readProbeAnswers(ctx context.Context, now time.Time, l *allocate.Ledger) {
 	all, err := p.api.ReadCachedAddressProbes(ctx)
 	if err != nil {
 		p.log.Error("reading the AddressProbes failed", "error", err, "again", maxRetryDelay)
 		time.AfterFunc(maxRetryDelay, p.workQueue.markProbesChanged)
 		return
 	}
+	p.deleteAbandonedProbes(now, all)
 	for i := range all {
 		o := &all[i]
 		a, err := netip.ParseAddr(o.Spec.Address)
@@ -127,6 +138,51 @@ func (p *addressProber) readProbeAnswers(ctx context.Context, l *allocate.Ledger
 			if p.quarantineAddress(ctx, l, a, o) {
 				p.workQueue.addChangedServices(probe.service)
 			}
+		}
+	}
+}
+
+// deleteAbandonedProbes deletes the AddressProbes that kubectl gantry probe left over, as it does
+// when it is killed. It looks again after some time while the command has any AddressProbe: a
+// failed deletion is repeated then.
+func (p *addressProber) deleteAbandonedProbes(now time.Time, all []v1alpha1.AddressProbe) {
+	if now.Before(p.nextAbandonedCheckAt) {
+		return
+	}
+	abandoned, hasOfOperators := findAbandonedProbes(now, all)
+	for _, name := range abandoned {
+		p.apiTaskQueue.enqueueTask(&abandonedProbeDeletionTask{name: name})
+	}
+	if hasOfOperators {
+		p.nextAbandonedCheckAt = now.Add(abandonedProbeCheckInterval)
+		time.AfterFunc(abandonedProbeCheckInterval, p.workQueue.markProbesChanged)
+	}
+}
+
+// findAbandonedProbes returns the names of the AddressProbes that kubectl gantry probe left over,
+// and whether it has any AddressProbe.
+func findAbandonedProbes(now time.Time, all []v1alpha1.AddressProbe) (abandoned []string, hasOfOperators bool) {
+	for i := range all {
+		if !strings.HasPrefix(all[i].Name, names.OperatorProbeNamePrefix) {
+			continue
+		}
+		hasOfOperators = true
+		if now.Sub(all[i].CreationTimestamp.Time) >= abandonedProbeAge {
+			abandoned = append(abandoned, all[i].Name)
+		}
+	}
+	return abandoned, hasOfOperators
+}
+
+// abandonedProbeDeletionTask deletes an AddressProbe that kubectl gantry probe left over.
+type abandonedProbeDeletionTask struct{ name string }
+
+// runTask implements apiRequestTask.
+func (w *abandonedProbeDeletionTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+	err := api.DeleteProbe(ctx, w.name)
+	return func(_ context.Context, r *ServiceWorker) {
+		if err != nil {
+			r.Log.Warn("deleting an AddressProbe that kubectl gantry probe left over failed", "error", err, "again", abandonedProbeCheckInterval)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package assign
 import (
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,6 +111,42 @@ func TestProbesFromBeforeRestartAreDeleted(t *testing.T) {
 		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
 		wantAddressAndReason(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+	})
+}
+
+// TestAbandonedProbesOfOperatorsAreDeleted: kubectl gantry probe deletes its AddressProbe, unless
+// it is killed. Nobody else waits for the answer.
+func TestAbandonedProbesOfOperatorsAreDeleted(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.CreateProbeAsUser("operator-before", "192.0.2.9", "node1", time.Now())
+		s.CreateProbeAsUser("own-question", "192.0.2.9", "node1", time.Now())
+		var isUnreachable atomic.Bool
+		isUnreachable.Store(true)
+		c := startController(t, s, func(what string) apitest.Delivery {
+			return apitest.Delivery{RequestLost: what == "probe" && isUnreachable.Load()}
+		}, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		c.NotifyProbesChanged()
+		time.Sleep(5 * time.Minute)
+		s.CreateProbeAsUser("operator-later", "192.0.2.9", "node1", time.Now())
+		c.NotifyProbesChanged()
+		time.Sleep(abandonedProbeAge - 5*time.Minute - time.Second)
+		wantOpenProbes(t, s, "operator-before", "operator-later", "own-question")
+		time.Sleep(2 * time.Minute)
+		wantOpenProbes(t, s, "operator-before", "operator-later", "own-question")
+		isUnreachable.Store(false)
+		time.Sleep(2 * time.Minute)
+		wantOpenProbes(t, s, "operator-later", "own-question")
+		time.Sleep(5 * time.Minute)
+		wantOpenProbes(t, s, "own-question")
+		before := s.CountWriteRequestsOfKind("probe")
+		c.NotifyProbesChanged()
+		time.Sleep(time.Hour)
+		if n := s.CountWriteRequestsOfKind("probe"); n != before {
+			t.Errorf("%d writes of AddressProbes follow, want none", n-before)
+		}
+		wantOpenProbes(t, s, "own-question")
 	})
 }
 

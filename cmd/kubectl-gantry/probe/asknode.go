@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 )
 
@@ -62,8 +63,6 @@ const (
 	addressProbeReadInterval = 200 * time.Millisecond
 	// addressProbeDeleteTimeout bounds the removal, also if the user interrupts.
 	addressProbeDeleteTimeout = 10 * time.Second
-	// addressProbeNamePrefix begins the names. Those of the controller are addresses.
-	addressProbeNamePrefix = "operator-"
 )
 
 // errOldCRDs says that the API server drops the name of the node: then any speaker would answer.
@@ -72,7 +71,7 @@ var errOldCRDs = errors.New("the CRD of AddressProbes in the cluster is older th
 // AskNode creates an AddressProbe for the node, waits for its answer, and deletes it.
 func (n *NodeAsker) AskNode(ctx context.Context, node string, service client.ObjectKey, address netip.Addr) (answer NodeAnswer, err error) {
 	o := &v1alpha1.AddressProbe{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: addressProbeNamePrefix, Namespace: n.GantryNamespace},
+		ObjectMeta: metav1.ObjectMeta{GenerateName: names.OperatorProbeNamePrefix, Namespace: n.GantryNamespace},
 		Spec:       v1alpha1.AddressProbeSpec{Address: address.String(), Node: node, Service: v1alpha1.ServiceReference{Namespace: service.Namespace, Name: service.Name}},
 	}
 	err = n.API.Create(ctx, o)

@@ -3,7 +3,9 @@ package apitest
 import (
 	"cmp"
 	"slices"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -34,6 +36,13 @@ func (s *Server) WriteProbeResultAsSpeaker(name, outcome, by string) bool {
 	p.Status = v1alpha1.AddressProbeStatus{Outcome: outcome, By: by, Node: "node"}
 	s.probeByName[name] = p
 	return true
+}
+
+// CreateProbeAsUser creates the AddressProbe of a user. The test must notify the workers.
+func (s *Server) CreateProbeAsUser(name, address, node string, createdAt time.Time) {
+	p := &v1alpha1.AddressProbe{Spec: v1alpha1.AddressProbeSpec{Address: address, Node: node}}
+	p.Name, p.CreationTimestamp = name, metav1.NewTime(createdAt)
+	s.createOrReplaceProbe(p)
 }
 
 func (s *Server) createOrReplaceProbe(p *v1alpha1.AddressProbe) *v1alpha1.AddressProbe {
