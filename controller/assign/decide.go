@@ -308,7 +308,7 @@ func (r *ServiceWorker) clearStatusOfUnservedService(s *corev1.Service, v *view.
 		r.startGoneOrUnservedCheck(v.Key, rec)
 		return
 	}
-	r.editTurns.recordWrite(w, &rec.edits, r.Now())
+	r.editTurns.recordReleasingWrite(w, &rec.edits, r.Now())
 	rec.requestInFlight = true
 	r.apiTaskQueue.enqueueTask(w)
 }

@@ -74,13 +74,13 @@ type serviceEdits struct {
 
 // mayWriteNow says whether a write may begin now. If not, its Service waits for its turn.
 func (t *editTurns) mayWriteNow(w *serviceStatusWriteTask, edits *serviceEdits, now time.Time) bool {
-	if t.isEdited(w, edits) && !edits.hasTurn && !t.countEditWithinLimit(edits, now) {
+	isEdited := t.isEdited(w, edits)
+	if isEdited && !edits.hasTurn && !t.countEditWithinLimit(edits, now) {
 		t.servicesAwaitingTurn.addKey(w.service.Key)
 		t.logWaitingEdits(w.service.Key.Namespace, now)
 		return false
 	}
-	isEdited := t.isEdited(w, edits)
-	t.recordWrite(w, edits, now)
+	t.recordWrite(w, edits, isEdited, now)
 	w.editsBefore.hasTurn = isEdited // in case that the write has to be repeated
 	return true
 }
@@ -90,11 +90,17 @@ func (t *editTurns) isEdited(w *serviceStatusWriteTask, edits *serviceEdits) boo
 	return edits.lastRequestHash != 0 && edits.lastRequestHash != t.hashRequest(w.serviceBefore)
 }
 
-// recordWrite records that a write begins. A write that removes addresses needs no turn: others may
-// wait for these addresses. It counts, so that the Service waits before it gets others.
-func (t *editTurns) recordWrite(w *serviceStatusWriteTask, edits *serviceEdits, now time.Time) {
+// recordReleasingWrite records that a write begins which removes addresses. It needs no turn,
+// because others may wait for these addresses. It counts, so that the Service waits before it gets
+// others.
+func (t *editTurns) recordReleasingWrite(w *serviceStatusWriteTask, edits *serviceEdits, now time.Time) {
+	t.recordWrite(w, edits, t.isEdited(w, edits), now)
+}
+
+// recordWrite records that a write begins.
+func (t *editTurns) recordWrite(w *serviceStatusWriteTask, edits *serviceEdits, isEdited bool, now time.Time) {
 	w.editsBefore = *edits
-	if t.isEdited(w, edits) {
+	if isEdited {
 		edits.lastEditTime = now
 	}
 	edits.lastRequestHash, edits.hasTurn = t.hashRequest(w.serviceAfter), false

@@ -79,10 +79,9 @@ func (w *eventDelegate) NotifyJoin(n *memberlist.Node) { w.storeNode(n) }
 func (w *eventDelegate) NotifyLeave(n *memberlist.Node) {
 	m := (*Members)(w)
 	m.editMembersAndDeliverSet(func() {
-		if known, ok := m.memberlistNodeByName[n.Name]; ok && n.Name != m.options.NodeName {
-			if m.departures.recordLeave(&known, m.options.Now()) {
-				time.AfterFunc(departureTimeout, func() { m.editMembersAndDeliverSet(func() {}) })
-			}
+		known, isKnown := m.memberlistNodeByName[n.Name]
+		if isKnown && n.Name != m.options.NodeName && m.departures.recordLeave(&known, m.options.Now()) {
+			time.AfterFunc(departureTimeout, func() { m.editMembersAndDeliverSet(func() {}) })
 		}
 		delete(m.memberlistNodeByName, n.Name)
 	})

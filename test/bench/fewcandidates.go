@@ -112,9 +112,7 @@ func measureHolderLosses(ctx context.Context, clientLinkCount int, loseHolder fu
 			s.stopParts()
 		}
 		listener.Wait()
-		for _, release := range c.releaseFuncs {
-			release()
-		}
+		c.releaseNamespaces()
 	}()
 	if err := c.buildTwoNetworks(ctx, clientLinkCount, &listener); err != nil {
 		return nil, err
@@ -218,15 +216,8 @@ func (c *twoNetworksLAN) restoreNode(ctx context.Context, s *twoNetworksSpeaker)
 
 // buildTwoNetworks creates the networks and the nodes, and starts the listener.
 func (c *twoNetworksLAN) buildTwoNetworks(ctx context.Context, clientLinkCount int, listener *sync.WaitGroup) error {
-	newNamespace := func() (netns.Path, error) {
-		h, release, err := netns.NewUnnamed()
-		if err == nil {
-			c.releaseFuncs = append(c.releaseFuncs, release)
-		}
-		return h, err
-	}
 	var err error
-	if c.bridgeNamespace, err = newNamespace(); err != nil {
+	if c.bridgeNamespace, err = c.newNamespace(); err != nil {
 		return err
 	}
 	if err := c.bridgeNamespace.RunInside(func() error { return errors.Join(netns.AddBridge("lan"), netns.AddBridge(managementBridgeName)) }); err != nil {
@@ -234,7 +225,7 @@ func (c *twoNetworksLAN) buildTwoNetworks(ctx context.Context, clientLinkCount i
 	}
 	for i := range twoNetworksNodeCount {
 		s := &twoNetworksSpeaker{name: nodeName(i), index: i, hasClientLink: i < clientLinkCount, stopParts: func() {}}
-		if s.namespace, err = newNamespace(); err != nil {
+		if s.namespace, err = c.newNamespace(); err != nil {
 			return err
 		}
 		if err := c.connectManagementLink(s); err != nil {
@@ -249,7 +240,7 @@ func (c *twoNetworksLAN) buildTwoNetworks(ctx context.Context, clientLinkCount i
 		}
 		c.speakers = append(c.speakers, s)
 	}
-	host, err := newNamespace()
+	host, err := c.newNamespace()
 	if err != nil {
 		return err
 	}

@@ -66,9 +66,7 @@ func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool)
 	defer func() {
 		cancel()
 		parts.Wait()
-		for _, f := range c.releaseFuncs {
-			f()
-		}
+		c.releaseNamespaces()
 	}()
 	if err := c.buildLANAndStartSpeakers(ctx, &parts); err != nil {
 		return err
@@ -148,24 +146,33 @@ func lastAnnouncingMAC(by map[facts.MAC]time.Time) facts.MAC {
 	return last
 }
 
+// newNamespace creates a network namespace, which is released with the others.
+func (c *takeoverTestLAN) newNamespace() (netns.Path, error) {
+	h, release, err := netns.NewUnnamed()
+	if err == nil {
+		c.releaseFuncs = append(c.releaseFuncs, release)
+	}
+	return h, err
+}
+
+// releaseNamespaces releases all network namespaces.
+func (c *takeoverTestLAN) releaseNamespaces() {
+	for _, release := range c.releaseFuncs {
+		release()
+	}
+}
+
 // buildLANAndStartSpeakers creates the segment and starts the speakers and the listener.
 func (c *takeoverTestLAN) buildLANAndStartSpeakers(ctx context.Context, parts *sync.WaitGroup) error {
-	newNamespace := func() (netns.Path, error) {
-		h, release, err := netns.NewUnnamed()
-		if err == nil {
-			c.releaseFuncs = append(c.releaseFuncs, release)
-		}
-		return h, err
-	}
 	var err error
-	if c.bridgeNamespace, err = newNamespace(); err != nil {
+	if c.bridgeNamespace, err = c.newNamespace(); err != nil {
 		return err
 	}
 	if err := c.bridgeNamespace.RunInside(func() error { return netns.AddBridge("lan") }); err != nil {
 		return err
 	}
 	for i := range takeoverNodeCount + 1 { // the last one is the listener
-		host, err := newNamespace()
+		host, err := c.newNamespace()
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ var faultSigns = map[string]*regexp.Regexp{
 	"Service without address": regexp.MustCompile(`^gantry_services_without_address\{.* [1-9]`),
 	"dead speaker":            regexp.MustCompile(`^gantry_dead_speakers\{.* [1-9]`),
 	"foreign claim":           regexp.MustCompile(`^gantry_speaker_foreign_claims\{.* [1-9]`),
-	"full pool":               regexp.MustCompile(`^metallb_allocator_ipv4_addresses_in_use_total\{.*pool="tiny".* 1$`),
+	"full pool":               regexp.MustCompile(`^metallb_allocator_ipv4_addresses_in_use_total\{.*pool="(tiny|taken)".* 1$`),
 	"full pool of IPv6":       regexp.MustCompile(`^metallb_allocator_ipv6_addresses_in_use_total\{.*pool="tiny6".* 1$`),
 	"gossip blocked":          regexp.MustCompile(`^gantry_speaker_unreachable_nodes\{.* [1-9]`),
 	"no configuration":        regexp.MustCompile(`^metallb_k8s_client_config_loaded_bool\{.* 0$`),
@@ -99,6 +99,17 @@ func TestRecordMetricsForAlerts(t *testing.T) {
 	}
 }
 
+// recordedFaultOf returns a fault that kubectl describe service has to name too, for a file.
+func (h *faultTestCluster) recordedFaultOf(name, file string, signs ...string) recordedFault {
+	all := slices.Concat(h.nodeFaults(), h.routerFaults())
+	f := all[slices.IndexFunc(all, func(f fault) bool { return f.name == name })]
+	return recordedFault{
+		name: file, signs: signs,
+		edit:   func(ctx context.Context) error { return h.makeFault(ctx, f) },
+		repair: func(ctx context.Context) error { return h.repairFault(ctx, f) },
+	}
+}
+
 func (h *faultTestCluster) recordedFaults() []recordedFault {
 	inSystemNamespace := func(args ...string) func(context.Context) error {
 		return h.kubectlFunc(append([]string{"-n", names.DefaultNamespace}, args...)...)
@@ -106,23 +117,15 @@ func (h *faultTestCluster) recordedFaults() []recordedFault {
 	apply := func(manifests string) func(context.Context) error {
 		return func(ctx context.Context) error { return h.ApplyManifests(ctx, manifests) }
 	}
+	foreignHost := h.recordedFaultOf("another host has the address", "foreign-host", "Service not announced", "foreign claim", "full pool")
+	foreignHost.repair = h.runInSequenceFunc(foreignHost.repair, h.kubectlFunc("delete", "service", "taken"))
 	return []recordedFault{
-		{name: "no-endpoints", signs: []string{"Service not announced"},
-			edit: h.kubectlFunc("scale", "deployment", "web", "--replicas=0"), repair: h.kubectlFunc("scale", "deployment", "web", "--replicas=1")},
+		h.recordedFaultOf("the Pods are gone", "no-endpoints", "Service not announced"),
 		{name: "full-pool", signs: []string{"Service without address", "full pool", "full pool of IPv6"},
 			edit: apply(poolWithoutAutoAssignManifest("tiny", "192.168.0.150", l2AdvertisementSpecOfPool("tiny", "")) + poolWithoutAutoAssignManifest("tiny6", "fd00:a9::1", l2AdvertisementSpecOfPool("tiny6", "")) +
 				serviceManifest("tiny-first", "metallb.io/address-pool: tiny", "") + serviceManifest("tiny6-first", "metallb.io/address-pool: tiny6", "ipFamilies: [IPv6]") + serviceManifest("tiny", "metallb.io/address-pool: tiny", "")),
 			repair: h.kubectlFunc("delete", "service", "tiny", "tiny-first", "tiny6-first")},
-		{name: "foreign-host", signs: []string{"Service not announced", "foreign claim"},
-			edit: func(ctx context.Context) error {
-				if err := h.RunOnHost("client", "ip", "address", "add", "192.168.0.240/32", "dev", "eth0"); err != nil {
-					return err
-				}
-				return h.ApplyManifests(ctx, poolWithoutAutoAssignManifest("taken", "192.168.0.240", "spec: {ipAddressPools: [taken]}")+serviceManifest("taken", `metallb.io/loadBalancerIPs: "192.168.0.240"`, ""))
-			},
-			repair: h.runInSequenceFunc(func(context.Context) error {
-				return h.RunOnHost("client", "ip", "address", "del", "192.168.0.240/32", "dev", "eth0")
-			}, h.kubectlFunc("delete", "service", "taken"))},
+		foreignHost,
 		{name: "blocked-gossip", signs: []string{"gossip blocked"},
 			edit: func(ctx context.Context) error {
 				return h.BlockGossipOneWay(ctx, []string{"node1"}, []string{"node2"}, "udp")
@@ -130,15 +133,9 @@ func (h *faultTestCluster) recordedFaults() []recordedFault {
 			repair: func(ctx context.Context) error {
 				return errors.Join(h.UnblockPorts(ctx, "node1"), h.UnblockPorts(ctx, "node2"))
 			}},
-		{name: "no-speaker", signs: []string{"dead speaker"},
-			edit:   inSystemNamespace("patch", "daemonset", "gantry-speaker", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"node2"}}}}}`),
-			repair: h.runInSequenceFunc(inSystemNamespace("patch", "daemonset", "gantry-speaker", "--type=json", "-p", `[{"op":"remove","path":"/spec/template/spec/nodeSelector/kubernetes.io~1hostname"}]`), h.AwaitGantryRollout)},
-		{name: "bfd-on-one-side", signs: []string{"BFD session down"},
-			edit:   apply("apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: fast, namespace: metallb-system}\nspec: {}\n---\n" + torPeerManifest(", bfdProfile: fast")),
-			repair: apply(torPeerManifest(""))},
-		{name: "dead-router", signs: []string{"BGP session down", "Service not announced"},
-			edit:   func(ctx context.Context) error { return h.tor.Stop(ctx) },
-			repair: func(ctx context.Context) error { return h.tor.StartEndedDaemons(ctx) }},
+		h.recordedFaultOf("no speaker runs on the Pod's node", "no-speaker", "dead speaker"),
+		h.recordedFaultOf("BFD on one side", "bfd-on-one-side", "BFD session down"),
+		h.recordedFaultOf("the router dies", "dead-router", "BGP session down", "Service not announced"),
 		{name: "faulty-object", signs: []string{"stale configuration"},
 			// The webhook would refuse the object.
 			edit: h.runInSequenceFunc(h.kubectlFunc("delete", "validatingwebhookconfiguration", "gantry-webhook"),

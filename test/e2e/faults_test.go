@@ -113,24 +113,40 @@ func TestKubectlDescribeServiceNamesEachFault(t *testing.T) {
 	h.expectSeenReasonsAreDocumented(t)
 }
 
+// makeFault makes a fault.
+func (h *faultTestCluster) makeFault(ctx context.Context, f fault) error {
+	if f.manifests != "" {
+		if err := h.ApplyManifests(ctx, f.manifests); err != nil {
+			return err
+		}
+	}
+	if f.edit == nil {
+		return nil
+	}
+	return f.edit(ctx)
+}
+
+// repairFault undoes a fault.
+func (h *faultTestCluster) repairFault(ctx context.Context, f fault) error {
+	if f.repair != nil {
+		if err := f.repair(ctx); err != nil {
+			return err
+		}
+	}
+	if f.repairManifests == "" {
+		return nil
+	}
+	return h.ApplyManifests(ctx, f.repairManifests)
+}
+
 // testFaultAndRepair makes a fault, looks at it and repairs it.
 func (h *faultTestCluster) testFaultAndRepair(ctx context.Context, t *testing.T, f fault) {
-	if f.manifests != "" {
-		failOnError(t, h.ApplyManifests(ctx, f.manifests))
-	}
-	if f.edit != nil {
-		failOnError(t, f.edit(ctx))
-	}
+	failOnError(t, h.makeFault(ctx, f))
 	h.expectDescribeNamesCause(ctx, t, f)
 	if f.objectConditionNamingCause == nil {
 		h.expectExplanationNamesCause(ctx, t, f)
 	}
-	if f.repair != nil {
-		failOnError(t, f.repair(ctx))
-	}
-	if f.repairManifests != "" {
-		failOnError(t, h.ApplyManifests(ctx, f.repairManifests))
-	}
+	failOnError(t, h.repairFault(ctx, f))
 	failOnError(t, h.awaitAnnounced(ctx, f.service))
 	if f.objectConditionNamingCause != nil {
 		failOnError(t, h.awaitObjectRepaired(ctx, f.objectConditionNamingCause))

@@ -136,7 +136,7 @@ func migratedServicesManifest() (manifests string, services []string) {
 
 // migrationConfigurationManifest is the configuration of MetalLB: a pool for the LAN, and one for
 // the router.
-const migrationConfigurationManifest = `apiVersion: metallb.io/v1beta1
+var migrationConfigurationManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: migrated, namespace: metallb-system}
 spec: {addresses: [192.168.0.111-192.168.0.149, "fd00:a8::111-fd00:a8::149"]}
@@ -146,17 +146,7 @@ kind: L2Advertisement
 metadata: {name: migrated, namespace: metallb-system}
 spec: {ipAddressPools: [migrated]}
 ---
-apiVersion: metallb.io/v1beta1
-kind: IPAddressPool
-metadata: {name: routed, namespace: metallb-system}
-spec: {addresses: [198.51.100.0/28, "2001:db8:51::/124"], autoAssign: false}
----
-apiVersion: metallb.io/v1beta1
-kind: BGPAdvertisement
-metadata: {name: routed, namespace: metallb-system}
-spec: {ipAddressPools: [routed]}
----
-apiVersion: metallb.io/v1beta2
+` + poolWithoutAutoAssignManifest("routed", `198.51.100.0/28, "2001:db8:51::/124"`, "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") + `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, dualStackAddressFamily: true}

@@ -62,7 +62,7 @@ spec:
 
 // routedServiceManifest is one more Service. Only node3 announces it to the router, so that the
 // router never sends to a node that dies.
-const routedServiceManifest = `apiVersion: metallb.io/v1beta2
+var routedServiceManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
 spec:
@@ -71,17 +71,7 @@ spec:
   peerAddress: 192.168.0.1
   nodeSelectors: [{matchLabels: {kubernetes.io/hostname: node3}}]
 ---
-apiVersion: metallb.io/v1beta1
-kind: IPAddressPool
-metadata: {name: routed, namespace: metallb-system}
-spec: {addresses: [198.51.100.0/24], autoAssign: false}
----
-apiVersion: metallb.io/v1beta1
-kind: BGPAdvertisement
-metadata: {name: routed, namespace: metallb-system}
-spec: {ipAddressPools: [routed]}
----
-apiVersion: v1
+` + poolWithoutAutoAssignManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") + `apiVersion: v1
 kind: Service
 metadata:
   name: routed-everywhere

@@ -77,12 +77,10 @@ func (b *packageInstaller) isPoolThere() bool {
 	return err == nil
 }
 
-// TestUninstallationOfMetalLBDeletesNoPool makes the trap, and avoids it: helm uninstall of
-// MetalLB deletes the CRDs and all pools, unless kubectl gantry migrate has taken Helm's marks
-// off.
-func TestUninstallationOfMetalLBDeletesNoPool(t *testing.T) {
-	b := newPackageInstaller(t)
-	b.installMetalLBStandIn()
+// expectUninstallationDeletesPool makes the trap: the uninstallation of MetalLB deletes the CRDs
+// and all pools.
+func (b *packageInstaller) expectUninstallationDeletesPool() {
+	b.T.Helper()
 	b.runHelm("{}", "uninstall", "metallb")
 	b.await("the end of the CRDs", func(context.Context) error {
 		if b.isPoolThere() {
@@ -90,6 +88,15 @@ func TestUninstallationOfMetalLBDeletesNoPool(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestUninstallationOfMetalLBDeletesNoPool makes the trap, and avoids it: helm uninstall of
+// MetalLB deletes the CRDs and all pools, unless kubectl gantry migrate has taken Helm's marks
+// off.
+func TestUninstallationOfMetalLBDeletesNoPool(t *testing.T) {
+	b := newPackageInstaller(t)
+	b.installMetalLBStandIn()
+	b.expectUninstallationDeletesPool()
 	b.installMetalLBStandIn()
 	b.stopMetalLBController()
 	b.prepareMigration("")
@@ -112,13 +119,7 @@ func TestHelm3DeletesNoPoolOnceItForgotMetalLB(t *testing.T) {
 	b.installMetalLBStandIn()
 	b.stopMetalLBController()
 	b.prepareMigration("")
-	b.runHelm("{}", "uninstall", "metallb")
-	b.await("the end of the CRDs", func(context.Context) error {
-		if b.isPoolThere() {
-			return fmt.Errorf("the pool is left: this test makes no trap")
-		}
-		return nil
-	})
+	b.expectUninstallationDeletesPool()
 	b.installMetalLBStandIn()
 	b.stopMetalLBController()
 	b.prepareMigration("")

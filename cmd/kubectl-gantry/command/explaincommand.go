@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/explain"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
@@ -24,14 +23,11 @@ func (p *program) newExplainCommand() *cobra.Command {
 	p.addLiveFlag(c)
 	_ = c.Flags().MarkHidden(liveFlagName) // it is shown for Services
 	service := p.newExplainSubcommand([]string{"service", "services", "svc"}, "say whether a Service works, and why not", func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error) {
-		namespace, err := p.namespaceOrAll()
+		key, err := p.serviceKeyInNamespaceOrAll(name)
 		if err != nil {
 			return nil, err
 		}
-		if in, only, found := strings.Cut(name, "/"); found { // as the tables write it
-			namespace, name = in, only
-		}
-		return e.ExplainService(ctx, client.ObjectKey{Namespace: namespace, Name: name})
+		return e.ExplainService(ctx, key)
 	})
 	p.addLiveFlag(service)
 	c.AddCommand(service)

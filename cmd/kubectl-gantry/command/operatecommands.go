@@ -68,10 +68,23 @@ func (p *program) newOperationCommands() []*cobra.Command {
 
 // serviceKeyOf returns the Service that an argument names, with its namespace or without.
 func (p *program) serviceKeyOf(arg string) (client.ObjectKey, error) {
+	return parseServiceKey(arg, func() (string, error) {
+		namespace, _, err := p.kubeconfigFlags.ToRawKubeConfigLoader().Namespace()
+		return namespace, err
+	})
+}
+
+// serviceKeyInNamespaceOrAll is serviceKeyOf for a command that takes --all-namespaces too.
+func (p *program) serviceKeyInNamespaceOrAll(arg string) (client.ObjectKey, error) {
+	return parseServiceKey(arg, p.namespaceOrAll)
+}
+
+// parseServiceKey reads NAMESPACE/NAME, as the tables write it, or NAME alone.
+func parseServiceKey(arg string, findNamespace func() (string, error)) (client.ObjectKey, error) {
 	if in, name, found := strings.Cut(arg, "/"); found {
 		return client.ObjectKey{Namespace: in, Name: name}, nil
 	}
-	namespace, _, err := p.kubeconfigFlags.ToRawKubeConfigLoader().Namespace()
+	namespace, err := findNamespace()
 	return client.ObjectKey{Namespace: namespace, Name: arg}, err
 }
 

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"strings"
 
-	"github.com/spf13/cobra"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/explain"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/probe"
+	"github.com/spf13/cobra"
 )
 
 // newProbeCommand returns the command probe.
@@ -77,20 +75,16 @@ func (p *program) probeService(ctx context.Context, name, node string) error {
 	if p.bundleFile != "" {
 		return errBundleIsNoCluster
 	}
+	key, err := p.serviceKeyInNamespaceOrAll(name)
+	if err != nil {
+		return err
+	}
+	connected, err := p.newConnection()
+	if err != nil {
+		return err
+	}
+	asker := &probe.NodeAsker{API: connected.api, GantryNamespace: p.gantryNamespace, AnswerTimeout: probe.DefaultNodeAnswerTimeout}
 	return p.printAnswerOnceOrWatch(ctx, func(ctx context.Context, e *explain.Explainer) error {
-		namespace, err := p.namespaceOrAll()
-		if err != nil {
-			return err
-		}
-		key := client.ObjectKey{Namespace: namespace, Name: name}
-		if in, only, found := strings.Cut(name, "/"); found {
-			key = client.ObjectKey{Namespace: in, Name: only}
-		}
-		connected, err := p.newConnection()
-		if err != nil {
-			return err
-		}
-		asker := &probe.NodeAsker{API: connected.api, GantryNamespace: p.gantryNamespace, AnswerTimeout: probe.DefaultNodeAnswerTimeout}
 		r, err := probe.ReportService(ctx, e, key, probe.Questions{AskPort: probe.AskPort, FromNode: node, AskNode: asker.AskNode})
 		if err != nil {
 			return err

@@ -178,7 +178,7 @@ func (c *Cluster) readStatusWriters(ctx context.Context, from *objects.Reader) e
 	if err := from.List(ctx, &all); err != nil {
 		return err
 	}
-	servicesByManager := map[string][]string{}
+	ownClass, servicesByManager := c.loadBalancerClass(), map[string][]string{}
 	for i := range all.Items {
 		s := &all.Items[i]
 		other, own := view.OtherStatusWriter(s)
@@ -187,7 +187,7 @@ func (c *Cluster) readStatusWriters(ctx context.Context, from *objects.Reader) e
 			class = *s.Spec.LoadBalancerClass
 		}
 		hasAddress := s.Spec.Type == corev1.ServiceTypeLoadBalancer && len(s.Status.LoadBalancer.Ingress) > 0
-		if !hasAddress || class != c.loadBalancerClass() || other == nil || own != nil || view.IsStatusWriterOfMetalLB(other.Manager) {
+		if !hasAddress || class != ownClass || other == nil || own != nil || view.IsStatusWriterOfMetalLB(other.Manager) {
 			continue
 		}
 		servicesByManager[other.Manager] = append(servicesByManager[other.Manager], s.Namespace+"/"+s.Name)
